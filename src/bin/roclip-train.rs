@@ -1,0 +1,2 @@
+//! `roclip-train`: trains CLIP on shards.
+fn main() {}

@@ -1,0 +1,11 @@
+//! Shards → samples → augmented batches. A library of its own: it knows nothing of training.
+
+pub mod source;
+pub mod shard;
+pub mod tar;
+pub mod sample;
+pub mod ledger;
+pub mod decode;
+pub mod transform;
+pub mod text;
+pub mod loader;

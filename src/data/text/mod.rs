@@ -1,0 +1,1 @@
+//! Captions: cleaning, augmentation (EDA) and tokens.

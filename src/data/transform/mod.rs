@@ -1,0 +1,1 @@
+//! Pictures: PyTorch-equal augmentation and CLIP's evaluation transform.

@@ -1,0 +1,26 @@
+//! Pre-trains CLIP on image-caption pairs nobody vouches for.
+//!
+//! The modules stand in the order in which data flows:
+//! shards → samples → batch → encoders → pool match → loss → gradients → optimiser → checkpoint.
+//! ARCHITECTURE.md draws it, with the rules of who may use whom.
+
+// What every stage may use.
+pub mod error;
+pub mod rng;
+pub mod flow;
+pub mod backend;
+
+// The stages; none uses another.
+pub mod data;
+pub mod encode;
+pub mod matching;
+pub mod objective;
+pub mod optim;
+pub mod checkpoint;
+
+// Where the stages meet.
+pub mod eval;
+pub mod train;
+pub mod config;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The one integration-test binary. Each module says its goal and method at its top.
+
+mod common;
