@@ -4,7 +4,11 @@
 //! `T` tokens of one sequence, `S` tokens of all sequences of a batch laid end to end, `C` width of
 //! a tower, `D` width of the shared embedding, `M` rows of the pool, `H`×`W` pixels.
 
+use crate::backend::Slot;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Where a pair came from: enough to find it again, to key its random draws and to accuse it.
@@ -118,4 +122,127 @@ pub struct Matches {
     pub index: Vec<u32>,
     /// `[N]` cosine similarity between the image and the chosen row.
     pub score: Vec<f32>,
+}
+
+/// Which part of the model a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tower {
+    /// The image encoder: names that start with `visual.`.
+    Image,
+    /// The text encoder: every other name but one.
+    Text,
+    /// `logit_scale`, which belongs to both.
+    Shared,
+}
+
+/// One parameter tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in open_clip's state dict.
+    pub name: String,
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Where it lies in the flat buffers of weights, gradients and moments.
+    pub slot: Slot,
+}
+
+impl Param {
+    /// Which part of the model this parameter belongs to.
+    pub fn tower(&self) -> Tower {
+        match self.name.as_str() {
+            "logit_scale" => Tower::Shared,
+            name if name.starts_with("visual.") => Tower::Image,
+            _ => Tower::Text,
+        }
+    }
+}
+
+/// All parameters of a model, in the order of open_clip's state dict and of the flat buffers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParamTable {
+    params: Vec<Param>,
+    len: usize,
+}
+
+impl ParamTable {
+    /// Appends a parameter behind the last one and returns its place.
+    pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
+        let slot = Slot { offset: self.len, len: shape.iter().product() };
+        self.len += slot.len;
+        self.params.push(Param { name: name.into(), shape: shape.to_vec(), slot });
+        slot
+    }
+
+    /// Number of values of all parameters together.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no parameters.
+    pub fn is_empty(&self) -> bool {
+        self.params.is_empty()
+    }
+
+    /// The parameters in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Param> {
+        self.params.iter()
+    }
+
+    /// The parameter of that name. Panics where there is none: names come from the code.
+    pub fn slot(&self, name: &str) -> Slot {
+        let param = self.params.iter().find(|p| p.name == name);
+        param.unwrap_or_else(|| panic!("no parameter {name:?}")).slot
+    }
+}
+
+/// A tensor on its way to or from disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Everything a run must keep to continue: what a checkpoint file holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Tensors by name; the model's own under open_clip's names.
+    pub tensors: BTreeMap<String, HostTensor>,
+    /// Everything else, as JSON by name.
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+impl State {
+    /// Adds a tensor.
+    pub fn put(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
+        self.tensors.insert(name.into(), HostTensor { shape: shape.to_vec(), values });
+    }
+
+    /// The tensor of that name and shape. `path` names the file in the error.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it is missing or shaped otherwise.
+    pub fn tensor(&self, path: &Path, name: &str, shape: &[usize]) -> Result<&[f32]> {
+        let wrong = |reason| Error::Format { path: path.to_owned(), reason };
+        let tensor = self.tensors.get(name);
+        let tensor = tensor.ok_or_else(|| wrong(format!("tensor {name:?} is missing")))?;
+        if tensor.shape != shape {
+            let got = &tensor.shape;
+            return Err(wrong(format!("tensor {name:?} is {got:?}; this run needs {shape:?}")));
+        }
+        Ok(&tensor.values)
+    }
+
+    /// The JSON value of that name. `path` names the file in the error.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it is missing or of another type.
+    pub fn value<T: serde::de::DeserializeOwned>(&self, path: &Path, name: &str) -> Result<T> {
+        let value = self.values.get(name).cloned().unwrap_or_default();
+        serde_json::from_value(value).map_err(|e| Error::Format {
+            path: path.to_owned(),
+            reason: format!("field {name:?}: {e}"),
+        })
+    }
 }

@@ -1,1 +1,63 @@
-//! TODO
+//! The machine the rest runs on: buffers, and the operations of training as contracts.
+//!
+//! A device knows shapes, never meanings: no sample, no caption, no epoch appears below this line.
+//! Every operation has one name in its contract (`ops/<op>.rs`: documentation, checks, trait), its
+//! CPU implementation (`cpu/<op>.rs`), its tests (`tests/ops/<op>.rs`) and its row in the benches; a
+//! second device adds `<device>/<op>.rs` and changes nothing else.
+//!
+//! Two laws hold for all operations:
+//! - **Gradients of weights add, gradients of activations overwrite**, except where an argument of
+//!   type [`Write`] says otherwise.
+//! - Operations enqueue work and allocate nothing; results are visible to [`Device::download`].
+
+pub mod tensor;
+pub mod ops;
+pub mod comm;
+pub mod cpu;
+
+pub use comm::{Communicator, Solo};
+pub use tensor::{Device, Element, Float, Slot, View, ViewMut, Weight};
+
+/// Whether a result replaces what the destination holds or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The destination's old content is ignored.
+    Set,
+    /// The result is added to the destination.
+    Add,
+}
+
+/// A device that can do everything training needs.
+pub trait Backend:
+    Device
+    + ops::adamw::AdamW
+    + ops::attention::Attention
+    + ops::contrastive::Contrastive
+    + ops::embedding::Embedding
+    + ops::gelu::GeluOp
+    + ops::grad_norm::GradNorm
+    + ops::l2norm::L2Norm
+    + ops::layernorm::LayerNorm
+    + ops::linear::Linear
+    + ops::patch_embedding::PatchEmbedding
+    + ops::pool::Pool
+    + ops::rows::Rows
+{
+}
+
+impl<D> Backend for D where
+    D: Device
+        + ops::adamw::AdamW
+        + ops::attention::Attention
+        + ops::contrastive::Contrastive
+        + ops::embedding::Embedding
+        + ops::gelu::GeluOp
+        + ops::grad_norm::GradNorm
+        + ops::l2norm::L2Norm
+        + ops::layernorm::LayerNorm
+        + ops::linear::Linear
+        + ops::patch_embedding::PatchEmbedding
+        + ops::pool::Pool
+        + ops::rows::Rows
+{
+}

@@ -1,0 +1,236 @@
+//! Device memory: dense, row-major, one-dimensional buffers and views of them.
+
+use crate::error::Result;
+use std::fmt::Debug;
+use std::ops::Range;
+
+/// What a buffer may hold.
+pub trait Element: Copy + Default + Send + Sync + PartialEq + Debug + 'static {}
+
+impl Element for f32 {}
+impl Element for f64 {}
+impl Element for u32 {}
+
+/// A floating-point element.
+pub trait Float: Element + PartialOrd {
+    /// The nearest value of this type.
+    fn from_f64(x: f64) -> Self;
+    /// The same value in double precision.
+    fn to_f64(self) -> f64;
+}
+
+impl Float for f32 {
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Float for f64 {
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+/// A place where buffers live and operations run.
+pub trait Device: Clone + Send + Sync + 'static {
+    /// Element of activations and of embeddings: f32 on the CPU, bf16 on a GPU.
+    type Act: Float;
+    /// Element of master weights, gradients, moments, statistics and losses.
+    type Acc: Float;
+    /// Memory on the device.
+    type Buf<T: Element>: Send + Sync;
+    /// The parameters of a model: masters in [`Device::Acc`] and whatever copy in a lower precision
+    /// the device's matrix products read.
+    type Weights: Send + Sync;
+
+    /// The device in words, for the log: `cpu (2 threads)`.
+    fn name(&self) -> String;
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+
+    /// Elements in a buffer.
+    fn len<T: Element>(buf: &Self::Buf<T>) -> usize;
+
+    /// Fills with zeros.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn zero<T: Element>(&self, to: ViewMut<'_, Self, T>) -> Result<()>;
+
+    /// Copies within the device; lengths must agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn copy<T: Element>(&self, from: View<'_, Self, T>, to: ViewMut<'_, Self, T>) -> Result<()>;
+
+    /// Copies from the host; lengths must agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn upload<T: Element>(&self, from: &[T], to: ViewMut<'_, Self, T>) -> Result<()>;
+
+    /// Copies from the host and rounds to the activations' type; lengths must agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn upload_act(&self, from: &[f32], to: ViewMut<'_, Self, Self::Act>) -> Result<()>;
+
+    /// Waits for everything enqueued, then copies to the host; lengths must agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses or an earlier operation failed.
+    fn download<T: Element>(&self, from: View<'_, Self, T>, to: &mut [T]) -> Result<()>;
+
+    /// Parameters with the given values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn weights(&self, values: &[Self::Acc]) -> Result<Self::Weights>;
+
+    /// Overwrites all parameters.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn set_weights(&self, weights: &mut Self::Weights, values: &[Self::Acc]) -> Result<()>;
+
+    /// Waits, then copies the master values of all parameters to the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn read_weights(&self, weights: &Self::Weights, to: &mut [Self::Acc]) -> Result<()>;
+
+    /// A buffer with the content of a host slice.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn buffer<T: Element>(&self, from: &[T]) -> Result<Self::Buf<T>> {
+        let mut buf = self.alloc(from.len())?;
+        self.upload(from, ViewMut::all(&mut buf))?;
+        Ok(buf)
+    }
+
+    /// The content of a view, on the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn to_vec<T: Element>(&self, from: View<'_, Self, T>) -> Result<Vec<T>> {
+        let mut host = vec![T::default(); from.len];
+        self.download(from, &mut host)?;
+        Ok(host)
+    }
+}
+
+/// A borrowed part of a buffer.
+pub struct View<'a, D: Device, T: Element> {
+    /// The whole buffer.
+    pub buf: &'a D::Buf<T>,
+    /// First element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl<D: Device, T: Element> Clone for View<'_, D, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device, T: Element> Copy for View<'_, D, T> {}
+
+impl<'a, D: Device, T: Element> View<'a, D, T> {
+    /// The whole buffer.
+    pub fn all(buf: &'a D::Buf<T>) -> Self {
+        Self { buf, offset: 0, len: D::len(buf) }
+    }
+
+    /// Elements `range` of a buffer. Panics when the range lies outside.
+    pub fn of(buf: &'a D::Buf<T>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= D::len(buf), "view {range:?} of a buffer");
+        Self { buf, offset: range.start, len: range.end - range.start }
+    }
+}
+
+/// A mutably borrowed part of a buffer.
+pub struct ViewMut<'a, D: Device, T: Element> {
+    /// The whole buffer.
+    pub buf: &'a mut D::Buf<T>,
+    /// First element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl<'a, D: Device, T: Element> ViewMut<'a, D, T> {
+    /// The whole buffer.
+    pub fn all(buf: &'a mut D::Buf<T>) -> Self {
+        let len = D::len(buf);
+        Self { buf, offset: 0, len }
+    }
+
+    /// Elements `range` of a buffer. Panics when the range lies outside.
+    pub fn of(buf: &'a mut D::Buf<T>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= D::len(buf), "view {range:?} of a buffer");
+        Self { buf, offset: range.start, len: range.end - range.start }
+    }
+}
+
+/// Where a parameter lies in the flat buffers of weights, gradients and moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// First element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Slot {
+    /// The elements as a range.
+    pub fn range(self) -> Range<usize> {
+        self.offset..self.offset + self.len
+    }
+
+    /// This slot and the one right behind it as one; panics where they do not touch.
+    pub fn join(self, next: Slot) -> Slot {
+        assert_eq!(self.offset + self.len, next.offset, "slots to join must be neighbours");
+        Slot { offset: self.offset, len: self.len + next.len }
+    }
+
+    /// This parameter's gradient within a flat gradient buffer.
+    pub fn grad<D: Device>(self, grads: &mut D::Buf<D::Acc>) -> ViewMut<'_, D, D::Acc> {
+        ViewMut::of(grads, self.range())
+    }
+}
+
+/// One parameter, for reading.
+pub struct Weight<'a, D: Device> {
+    /// All parameters.
+    pub weights: &'a D::Weights,
+    /// Which of them.
+    pub slot: Slot,
+}
+
+impl<D: Device> Clone for Weight<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Weight<'_, D> {}
+
+impl<'a, D: Device> Weight<'a, D> {
+    /// The parameter at `slot`.
+    pub fn at(weights: &'a D::Weights, slot: Slot) -> Self {
+        Self { weights, slot }
+    }
+}
