@@ -156,13 +156,15 @@ pub fn peek(path: &Path) -> Result<State> {
     Ok(State { values, ..State::default() })
 }
 
-/// The JSON and the digest of a file's header.
+/// The JSON and the digest, from the start of a file: eight bytes of length, then the header.
 fn metadata(bytes: &[u8]) -> Result<(String, String), String> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
-    let mut entries = header.metadata().clone().unwrap_or_default();
-    let mut take = |name: &str| {
-        let missing = || format!("metadata {name:?} is missing: not a checkpoint of roclip-train");
-        entries.remove(name).ok_or_else(missing)
+    let len = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len) as usize);
+    let header = bytes.get(8..).and_then(|rest| rest.get(..len)).unwrap_or_default();
+    let mut header: serde_json::Value =
+        serde_json::from_slice(header).map_err(|e| format!("header: {e}"))?;
+    let mut take = |name: &str| match header["__metadata__"][name].take() {
+        serde_json::Value::String(entry) => Ok(entry),
+        _ => Err(format!("metadata {name:?} is missing: not a checkpoint of roclip-train")),
     };
     Ok((take(VALUES)?, take(DIGEST)?))
 }
