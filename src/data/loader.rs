@@ -1,1 +1,1 @@
-//! TODO
+//! Threads between shards and batches.

@@ -9,3 +9,4 @@ pub mod decode;
 pub mod transform;
 pub mod text;
 pub mod loader;
+pub mod count;

@@ -1,1 +1,497 @@
-//! TODO
+//! Bytes → members of a tar archive, going on after damage.
+//!
+//! Written by hand, because the `tar` crate ends an archive at its first bad header and cannot be
+//! told to look for the next: 512 bytes of damage would cost the rest of the shard. This reader
+//! scans on, block by block, for a header with magic and checksum. The crate serves as the
+//! writer, and CPython's `tarfile` as the oracle, of the tests.
+//!
+//! Understood: ustar, GNU long names, PAX `path` and `size` (where they disagree with the ustar
+//! header PAX wins, as in `tarfile`: both see the same members, so nothing can be smuggled past
+//! one of them). A global PAX header is passed over: a name or size for all members is nonsense.
+
+use std::io::{self, Read};
+
+use super::ledger::{Fault, Reason};
+
+/// Bytes of a header, and the multiple to which member data are padded.
+pub const BLOCK: usize = 512;
+/// Longest name of a member, in bytes (Linux `PATH_MAX`).
+const NAME_BYTES: usize = 4096;
+/// Longest GNU or PAX extension read.
+const EXTENSION_BYTES: u64 = 1 << 20;
+
+/// A source of archive bytes.
+pub trait Input: Read {
+    /// Moves on by up to `bytes`; returns by how many (fewer only at the end).
+    ///
+    /// # Errors
+    /// The source cannot be read on.
+    fn skip(&mut self, bytes: u64) -> io::Result<u64>;
+
+    /// Bytes left, where that is known.
+    fn remaining(&self) -> Option<u64>;
+}
+
+impl Input for &[u8] {
+    fn skip(&mut self, bytes: u64) -> io::Result<u64> {
+        let skipped = self.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        *self = &self[skipped..];
+        Ok(skipped as u64)
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Some(self.len() as u64)
+    }
+}
+
+/// A member as its header describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Path in the archive; bytes that are not UTF-8 are replaced.
+    pub name: String,
+    /// Where its header lies, in bytes from the start of the archive.
+    pub offset: u64,
+    /// Bytes of data; 0 for what has none.
+    pub size: u64,
+    /// Whether it is a regular file.
+    pub is_file: bool,
+    /// What is wrong with it; then it has no data to read.
+    pub fault: Option<Fault>,
+}
+
+/// What stands next in the archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A member; its data may be read before the next event is asked for.
+    Member(Member),
+    /// Damage at a byte; reading goes on behind it.
+    Damage {
+        /// Where, in bytes from the start of the archive.
+        offset: u64,
+        /// What.
+        fault: Fault,
+    },
+}
+
+/// What a header is expected to follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    /// The data of the last member: the next block is a header or the end.
+    Header,
+    /// Damage: anything may come; only a block with magic and checksum is a header.
+    Anything,
+    /// The end-of-archive marker: nothing should come.
+    Nothing,
+}
+
+/// Reads the members of an archive one after another.
+pub struct TarReader<R> {
+    input: R,
+    /// Most bytes of one member that are skipped on the word of its header.
+    skip_limit: u64,
+    /// Position in the archive, counting from `rewound` where it holds bytes.
+    at: u64,
+    /// Bytes read already that are to be looked at again.
+    rewound: io::Cursor<Vec<u8>>,
+    /// The end of the archive, once met.
+    end: Option<u64>,
+    /// Bytes of data and padding until the next header.
+    pending: u64,
+    expect: Expect,
+    zero_blocks: u32,
+    extension: Extension,
+    headers: u64,
+    failure: Option<io::Error>,
+}
+
+/// What extension headers say of the member that follows.
+#[derive(Default)]
+struct Extension {
+    name: Option<String>,
+    size: Option<u64>,
+    fault: Option<Fault>,
+}
+
+impl<R: Input> TarReader<R> {
+    /// Reads from the start of an archive. A member that claims more than `skip_limit` bytes is
+    /// not believed: headers are looked for inside it.
+    pub fn new(input: R, skip_limit: u64) -> Self {
+        Self {
+            input,
+            skip_limit,
+            at: 0,
+            rewound: io::Cursor::default(),
+            end: None,
+            pending: 0,
+            expect: Expect::Header,
+            zero_blocks: 0,
+            extension: Extension::default(),
+            headers: 0,
+            failure: None,
+        }
+    }
+
+    /// Byte of the archive that is read next.
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// Good headers met so far. None, at the end, says that this is no tar archive, unless it
+    /// [`is_empty_archive`](Self::is_empty_archive).
+    pub fn headers(&self) -> u64 {
+        self.headers
+    }
+
+    /// Whether nothing but the end-of-archive marker was met.
+    pub fn is_empty_archive(&self) -> bool {
+        self.headers == 0 && self.expect == Expect::Nothing
+    }
+
+    /// The next member or damage; `None` at the end.
+    ///
+    /// # Errors
+    /// The source cannot be read on; what was returned before stands.
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
+        if let Some(failure) = self.failure.take() {
+            self.expect = Expect::Nothing;
+            return Err(failure);
+        }
+        if let Some(cut) = self.pass_data()? {
+            return Ok(Some(cut));
+        }
+        loop {
+            let offset = self.at;
+            let mut block = [0; BLOCK];
+            let got = self.fill(&mut block)?;
+            if got < BLOCK {
+                return Ok(self.at_end(offset, got));
+            }
+            if block == [0; BLOCK] {
+                self.on_zero_block();
+                continue;
+            }
+            let header = Header::parse(&block);
+            let strict = self.expect != Expect::Header;
+            let header = header.and_then(|h| h.require_magic(strict));
+            if let Some(damage) = self.judge(offset, &block, header.as_ref().err()) {
+                return Ok(Some(damage));
+            }
+            if let Ok(header) = header
+                && let Some(event) = self.accept(header, offset)?
+            {
+                return Ok(Some(event));
+            }
+        }
+    }
+
+    /// What the block at `offset` means for where we believe to be; afterwards a good header is
+    /// either taken, or looked at once more after the damage before it was told.
+    fn judge(&mut self, offset: u64, block: &[u8], wrong: Option<&String>) -> Option<Event> {
+        let lone_zero = self.expect == Expect::Header && self.zero_blocks > 0;
+        self.zero_blocks = 0;
+        let fault = match (self.expect, wrong) {
+            (Expect::Header, Some(wrong)) => {
+                self.expect = Expect::Anything;
+                self.extension = Extension::default();
+                return Some(damage(offset, Reason::DamagedHeader, wrong.clone()));
+            }
+            (_, Some(_)) => return None,
+            (Expect::Header, None) if lone_zero => {
+                Fault::new(Reason::DamagedHeader, "a header of zeros between members")
+            }
+            (Expect::Nothing, None) => {
+                Fault::new(Reason::DataAfterEnd, "members after the end-of-archive marker")
+            }
+            (Expect::Header | Expect::Anything, None) => {
+                self.expect = Expect::Header;
+                return None;
+            }
+        };
+        self.expect = Expect::Header;
+        self.rewind(block.to_vec());
+        Some(Event::Damage { offset, fault })
+    }
+
+    /// Reads the data of the member that the last event announced, at most `limit` bytes.
+    /// Memory grows with the bytes that come, not with those that are promised.
+    ///
+    /// # Errors
+    /// The member is larger than `limit`, or its data end early. Reading can go on.
+    pub fn read_data(&mut self, member: &Member, limit: u64) -> Result<Vec<u8>, Fault> {
+        if let Some(fault) = &member.fault {
+            return Err(fault.clone());
+        }
+        if member.size > limit {
+            let detail = format!("{} bytes; at most {limit}", member.size);
+            return Err(Fault::new(Reason::MemberTooLarge, detail));
+        }
+        let mut data = Vec::with_capacity(member.size.min(1 << 16) as usize);
+        if let Err(failure) = self.take_bytes(member.size, &mut data) {
+            let fault = io_fault(&failure);
+            self.failure = Some(failure);
+            return Err(fault);
+        }
+        if (data.len() as u64) < member.size {
+            let detail = format!("{} of {} bytes", data.len(), member.size);
+            self.end = Some(self.at);
+            self.rewind(data);
+            self.pending = 0;
+            self.expect = Expect::Anything;
+            return Err(Fault::new(Reason::Truncated, detail));
+        }
+        self.pending -= member.size;
+        Ok(data)
+    }
+
+    fn take_bytes(&mut self, bytes: u64, data: &mut Vec<u8>) -> io::Result<()> {
+        let before = data.len();
+        let again = (&mut self.rewound).take(bytes).read_to_end(data)? as u64;
+        let fresh = (&mut self.input).take(bytes - again).read_to_end(data);
+        self.at += (data.len() - before) as u64;
+        fresh.map(|_| ())
+    }
+
+    fn fill(&mut self, block: &mut [u8; BLOCK]) -> io::Result<usize> {
+        let mut data = Vec::with_capacity(BLOCK);
+        match self.take_bytes(BLOCK as u64, &mut data) {
+            // What follows the marker is nobody's: that it cannot be read is no loss.
+            Err(_) if self.expect == Expect::Nothing => return Ok(0),
+            outcome => outcome?,
+        }
+        block[..data.len()].copy_from_slice(&data);
+        Ok(data.len())
+    }
+
+    /// Puts bytes just read back in front.
+    fn rewind(&mut self, mut data: Vec<u8>) {
+        self.at -= data.len() as u64;
+        let used = self.rewound.position() as usize;
+        data.extend_from_slice(&self.rewound.get_ref()[used..]);
+        self.rewound = io::Cursor::new(data);
+    }
+
+    fn left(&self) -> Option<u64> {
+        let rewound = self.rewound.get_ref().len() as u64 - self.rewound.position();
+        match self.end {
+            Some(end) => Some(end - self.at),
+            None => self.input.remaining().map(|left| left.saturating_add(rewound)),
+        }
+    }
+
+    /// Skips what is left of the last member; an event if the archive ends inside it.
+    fn pass_data(&mut self) -> io::Result<Option<Event>> {
+        let offset = self.at;
+        let wanted = std::mem::take(&mut self.pending);
+        let unread = self.rewound.get_ref().len() as u64 - self.rewound.position();
+        let again = wanted.min(unread);
+        self.rewound.set_position(self.rewound.position() + again);
+        let fresh = self.input.skip(wanted - again)?;
+        self.at += again + fresh;
+        if again + fresh == wanted {
+            return Ok(None);
+        }
+        self.expect = Expect::Nothing;
+        Ok(Some(damage(offset, Reason::Truncated, "ends inside the data of a member")))
+    }
+
+    fn at_end(&mut self, offset: u64, got: usize) -> Option<Event> {
+        let ended = self.expect == Expect::Nothing || self.zero_blocks > 0;
+        let damaged = self.expect == Expect::Anything;
+        self.expect = Expect::Nothing;
+        if ended || damaged {
+            return None;
+        }
+        let detail = match got {
+            0 => "no end-of-archive marker".into(),
+            got => format!("ends {got} bytes into a header"),
+        };
+        Some(damage(offset, Reason::Truncated, detail))
+    }
+
+    /// Two blocks of zeros end the archive; inside damage they may be anything.
+    fn on_zero_block(&mut self) {
+        self.zero_blocks = self.zero_blocks.saturating_add(1);
+        if self.zero_blocks >= 2 && self.expect == Expect::Header {
+            self.expect = Expect::Nothing;
+        }
+    }
+
+    /// A member, or `None` for an extension, which is kept for the member that follows.
+    fn accept(&mut self, header: Header, offset: u64) -> io::Result<Option<Event>> {
+        self.headers += 1;
+        match header.typeflag {
+            b'L' | b'x' | b'X' => self.extend(&header, offset),
+            b'K' | b'g' => {
+                self.pending = padded(header.size.min(self.skip_limit));
+                self.pass_data()
+            }
+            _ => Ok(Some(Event::Member(self.member(header, offset)))),
+        }
+    }
+
+    fn extend(&mut self, header: &Header, offset: u64) -> io::Result<Option<Event>> {
+        if header.size > EXTENSION_BYTES {
+            self.expect = Expect::Anything;
+            let detail = format!("an extension header of {} bytes", header.size);
+            return Ok(Some(damage(offset, Reason::DamagedHeader, detail)));
+        }
+        let mut data = Vec::new();
+        self.take_bytes(padded(header.size), &mut data)?;
+        if (data.len() as u64) < header.size {
+            self.expect = Expect::Nothing;
+            return Ok(Some(damage(offset, Reason::Truncated, "ends inside an extension header")));
+        }
+        data.truncate(header.size as usize);
+        if header.typeflag == b'L' {
+            self.extension.name = Some(text_field(&data));
+        } else if let Err(detail) = self.extension.parse_pax(&data) {
+            self.extension.fault = Some(Fault::new(Reason::DamagedHeader, detail));
+        }
+        Ok(None)
+    }
+
+    fn member(&mut self, header: Header, offset: u64) -> Member {
+        let extension = std::mem::take(&mut self.extension);
+        let (is_file, has_data) = (header.is_file(), header.has_data());
+        let size = if has_data { extension.size.unwrap_or(header.size) } else { 0 };
+        let mut name = extension.name.unwrap_or(header.name);
+        let mut fault = extension.fault;
+        self.pending = padded(size);
+        let claim = match self.left() {
+            _ if size > self.skip_limit => Some(Reason::MemberTooLarge),
+            Some(left) if size > left => Some(Reason::Truncated),
+            _ => None,
+        };
+        if let Some(reason) = claim {
+            self.pending = 0;
+            self.expect = Expect::Anything;
+            fault = Some(Fault::new(reason, format!("claims {size} bytes of data")));
+        }
+        if name.len() > NAME_BYTES {
+            let detail = format!("a name of {} bytes; at most {NAME_BYTES}", name.len());
+            name.truncate(name.floor_char_boundary(NAME_BYTES));
+            fault = Some(Fault::new(Reason::NameTooLong, detail));
+        }
+        Member { name, offset, size, is_file, fault }
+    }
+}
+
+fn damage(offset: u64, reason: Reason, detail: impl Into<String>) -> Event {
+    Event::Damage { offset, fault: Fault::new(reason, detail) }
+}
+
+/// What a failure to read says about the shard.
+pub(super) fn io_fault(failure: &io::Error) -> Fault {
+    let reason = match failure.get_ref().and_then(|inner| inner.downcast_ref::<Fault>()) {
+        Some(fault) => return fault.clone(),
+        None if failure.kind() == io::ErrorKind::UnexpectedEof => Reason::Truncated,
+        None => Reason::UnreadableShard,
+    };
+    Fault::new(reason, failure.to_string())
+}
+
+fn padded(size: u64) -> u64 {
+    size.next_multiple_of(BLOCK as u64)
+}
+
+/// One header block.
+struct Header {
+    name: String,
+    size: u64,
+    typeflag: u8,
+    has_magic: bool,
+}
+
+impl Header {
+    fn parse(block: &[u8; BLOCK]) -> Result<Self, String> {
+        let stored = number(&block[148..156]).ok_or("the checksum is no number")?;
+        let as_spaces = |at: usize| if (148..156).contains(&at) { b' ' } else { block[at] };
+        let unsigned: u64 = (0..BLOCK).map(|at| u64::from(as_spaces(at))).sum();
+        // Some old writers summed signed bytes.
+        let signed: i64 = (0..BLOCK).map(|at| i64::from(as_spaces(at) as i8)).sum();
+        if stored != unsigned && i64::try_from(stored) != Ok(signed) {
+            return Err(format!("checksum {stored}, computed {unsigned}"));
+        }
+        let size = number(&block[124..136]).ok_or("the size is no number")?;
+        if size > i64::MAX as u64 {
+            return Err(format!("a size of {size} bytes"));
+        }
+        let mut name = text_field(&block[..100]);
+        let typeflag = block[156];
+        let prefix = text_field(&block[345..500]);
+        if &block[257..263] == b"ustar\0" && !prefix.is_empty() {
+            name = format!("{prefix}/{name}");
+        }
+        Ok(Self { name, size, typeflag, has_magic: &block[257..262] == b"ustar" })
+    }
+
+    fn require_magic(self, strict: bool) -> Result<Self, String> {
+        if strict && !self.has_magic { Err("no magic".into()) } else { Ok(self) }
+    }
+
+    /// Regular files; a name that ends in `/` was a directory before there was a type for it.
+    fn is_file(&self) -> bool {
+        match self.typeflag {
+            b'\0' => !self.name.ends_with('/'),
+            b'0' | b'7' => true,
+            _ => false,
+        }
+    }
+
+    /// Links, devices and directories have no data, whatever size they claim (as in `tarfile`).
+    fn has_data(&self) -> bool {
+        !matches!(self.typeflag, b'1'..=b'6') && (self.typeflag != b'\0' || self.is_file())
+    }
+}
+
+/// Octal digits between spaces, up to a NUL; or base 256 if the first bit is set (GNU).
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] == 0x80 {
+        let (high, low) = field[1..].split_at(field.len().saturating_sub(9));
+        let value = low.iter().fold(0u64, |n, &b| (n << 8) | u64::from(b));
+        return high.iter().all(|&b| b == 0).then_some(value);
+    }
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    let digits = std::str::from_utf8(&field[..end]).ok()?.trim();
+    match digits {
+        "" => Some(0),
+        _ if digits.starts_with('+') => None,
+        _ => u64::from_str_radix(digits, 8).ok(),
+    }
+}
+
+fn text_field(field: &[u8]) -> String {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+impl Extension {
+    /// Records of the form `"<length> <key>=<value>\n"`, where length counts the whole record.
+    fn parse_pax(&mut self, mut data: &[u8]) -> Result<(), String> {
+        while !data.is_empty() && data[0] != 0 {
+            let space = data.iter().take(20).position(|&b| b == b' ');
+            let length = space.and_then(|at| std::str::from_utf8(&data[..at]).ok()?.parse().ok());
+            let (Some(space), Some(length)) = (space, length) else {
+                return Err("a PAX record without a length".into());
+            };
+            let record = data.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n"));
+            let record = record.ok_or("a PAX record of the wrong length")?;
+            let equals = record.iter().position(|&b| b == b'=').ok_or("a PAX record without =")?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            match key {
+                b"path" => {
+                    let path = String::from_utf8_lossy(value);
+                    self.name = Some(path.trim_end_matches('/').into());
+                }
+                b"size" => {
+                    let size = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
+                    let size = size.filter(|&size| size <= i64::MAX as u64);
+                    self.size = Some(size.ok_or("a PAX size that is no number")?);
+                }
+                _ => {}
+            }
+            data = &data[length..];
+        }
+        Ok(())
+    }
+}
