@@ -1,0 +1,226 @@
+//! A ring of recent caption embeddings, and for every image the nearest of them.
+
+use super::Objective;
+use crate::backend::ops::{l2norm, pool, rows};
+use crate::backend::{Backend, Float, View, ViewMut};
+use crate::error::{Error, Result};
+use crate::flow::{Matches, State};
+use crate::rng::{Domain, Rng};
+use std::ops::Range;
+use std::path::Path;
+
+/// Extents of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShape {
+    /// `M`, captions it holds.
+    pub rows: usize,
+    /// `D`, width of an embedding.
+    pub width: usize,
+    /// `N`, images that one lookup asks for.
+    pub queries: usize,
+}
+
+/// The caption pool. Ranks that insert the same rows hold the same pool, bit for bit.
+///
+/// Nothing is allocated after [`CaptionPool::new`] but what [`CaptionPool::matches`] and
+/// [`CaptionPool::save`] hand out.
+pub struct CaptionPool<D: Backend> {
+    shape: PoolShape,
+    wraps: bool,
+    /// `[M, D]` rows of length 1, which are searched.
+    keys: D::Buf<D::Act>,
+    /// What lookups return where that is not the keys: rows as they came.
+    raw: Option<Raw<D>>,
+    head: usize,
+    filled: usize,
+    index: D::Buf<u32>,
+    score: D::Buf<D::Acc>,
+}
+
+/// `[M, D]` rows of any length, and room for the inverse of it.
+struct Raw<D: Backend> {
+    values: D::Buf<D::Act>,
+    inv_norm: D::Buf<D::Acc>,
+}
+
+impl<D: Backend> CaptionPool<D> {
+    /// A pool as `objective` starts it: empty, or full of Gaussian rows drawn from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where memory does not suffice: `MD` activations, twice that for `official`.
+    pub fn new(device: &D, objective: Objective, shape: PoolShape, seed: u64) -> Result<Self> {
+        let len = shape.rows * shape.width;
+        let mut pool = Self {
+            shape,
+            wraps: objective.wraps(),
+            keys: device.alloc(len)?,
+            raw: None,
+            head: 0,
+            filled: 0,
+            index: device.alloc(shape.queries)?,
+            score: device.alloc(shape.queries)?,
+        };
+        if objective.starts_gaussian() {
+            let mut rng = Rng::new(seed, Domain::Pool, 0, 0);
+            let gaussian: Vec<f32> = (0..len).map(|_| rng.normal() as f32).collect();
+            pool.raw =
+                Some(Raw { values: device.alloc(len)?, inv_norm: device.alloc(shape.rows)? });
+            pool.set_rows(device, &gaussian)?;
+            pool.filled = shape.rows;
+        }
+        Ok(pool)
+    }
+
+    /// Captions held, at most [`PoolShape::rows`].
+    pub fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// The row that is overwritten next.
+    pub fn head(&self) -> usize {
+        self.head
+    }
+
+    /// Its extents.
+    pub fn shape(&self) -> PoolShape {
+        self.shape
+    }
+
+    /// Writes to `out`, `[N, D]`, the row nearest to each of the `queries`, `[N, D]` of length 1;
+    /// rows not filled yet do not take part. [`CaptionPool::matches`] tells which.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the pool is empty or an extent disagrees.
+    pub fn lookup(
+        &mut self,
+        device: &D,
+        queries: View<'_, D, D::Act>,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        let live = 0..self.filled * self.shape.width;
+        pool::matching(
+            device,
+            self.shape.width,
+            queries,
+            View::of(&self.keys, live.clone()),
+            ViewMut::all(&mut self.index),
+            ViewMut::all(&mut self.score),
+        )?;
+        let rows = View::of(self.values(), live);
+        rows::gather(device, self.shape.width, rows, View::all(&self.index), out)
+    }
+
+    /// What the latest lookup chose. Waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device refuses.
+    pub fn matches(&self, device: &D) -> Result<Matches> {
+        let score = device.to_vec(View::all(&self.score))?;
+        let score = score.into_iter().map(|s| s.to_f64() as f32).collect();
+        Ok(Matches { index: device.to_vec(View::all(&self.index))?, score })
+    }
+
+    /// Takes captions in, `[B, D]` of length 1, over the oldest ones. Of a batch larger than the
+    /// pool the last `M` remain, where the ring would have left them had they come one by one.
+    ///
+    /// `official` fills the ring to its end, drops the rest of the batch and starts over at row 0,
+    /// also where the batch ends exactly at the end.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `rows` is not `[B, D]`. Nothing was inserted.
+    pub fn insert(&mut self, device: &D, rows: View<'_, D, D::Act>) -> Result<()> {
+        let PoolShape { rows: size, width, .. } = self.shape;
+        let count = rows.len / width;
+        if self.wraps {
+            let skip = count.saturating_sub(size);
+            let last =
+                View { offset: rows.offset + skip * width, len: rows.len - skip * width, ..rows };
+            let at = (self.head + skip) % size;
+            pool::insert(device, width, last, ViewMut::all(&mut self.keys), at)?;
+            self.head = (self.head + count) % size;
+        } else {
+            let kept = count.min(size - self.head);
+            let first = View { len: rows.len - (count - kept) * width, ..rows };
+            self.insert_raw(device, first, kept)?;
+            self.head = (self.head + kept) % size;
+        }
+        self.filled = size.min(self.filled + count);
+        Ok(())
+    }
+
+    /// Adds the pool to `state`: tensor `pool.keys`, or `pool.values` for `official`, whose keys
+    /// follow from them; fields `pool.head` and `pool.filled`. Exact for f32 and bf16.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device refuses.
+    pub fn save(&self, device: &D, state: &mut State) -> Result<()> {
+        let rows = device.to_vec(View::all(self.values()))?;
+        let rows = rows.into_iter().map(|x| x.to_f64() as f32).collect();
+        state.put(self.tensor_name(), &[self.shape.rows, self.shape.width], rows);
+        state.values.insert("pool.head".into(), self.head.into());
+        state.values.insert("pool.filled".into(), self.filled.into());
+        Ok(())
+    }
+
+    /// Becomes the pool that [`CaptionPool::save`] saw. `path` names the file in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it is missing, of another size, or contradicts itself. Nothing has
+    /// changed then.
+    pub fn load(&mut self, device: &D, state: &State, path: &Path) -> Result<()> {
+        let PoolShape { rows: size, width, .. } = self.shape;
+        let rows = state.tensor(path, self.tensor_name(), &[size, width])?;
+        let head: usize = state.value(path, "pool.head")?;
+        let filled: usize = state.value(path, "pool.filled")?;
+        let filling = filled < size && head == filled && self.raw.is_none();
+        if !(filling || filled == size && head < size) {
+            let reason = format!(
+                "pool.head {head} and pool.filled {filled} cannot be of a pool of {size} rows; \
+                 the file is damaged, or of another objective"
+            );
+            return Err(Error::Format { path: path.to_owned(), reason });
+        }
+        self.set_rows(device, rows)?;
+        (self.head, self.filled) = (head, filled);
+        Ok(())
+    }
+
+    fn tensor_name(&self) -> &'static str {
+        if self.raw.is_some() { "pool.values" } else { "pool.keys" }
+    }
+
+    /// What lookups return.
+    fn values(&self) -> &D::Buf<D::Act> {
+        self.raw.as_ref().map_or(&self.keys, |raw| &raw.values)
+    }
+
+    fn set_rows(&mut self, device: &D, rows: &[f32]) -> Result<()> {
+        match &mut self.raw {
+            None => device.upload_act(rows, ViewMut::all(&mut self.keys)),
+            Some(raw) => {
+                device.upload_act(rows, ViewMut::all(&mut raw.values))?;
+                self.derive_keys(device, 0..self.shape.rows)
+            }
+        }
+    }
+    /// Writes `count` rows, which end within the ring, at the head.
+    fn insert_raw(&mut self, device: &D, rows: View<'_, D, D::Act>, count: usize) -> Result<()> {
+        let raw = self.raw.as_mut().expect("a pool that does not wrap has raw rows");
+        pool::insert(device, self.shape.width, rows, ViewMut::all(&mut raw.values), self.head)?;
+        self.derive_keys(device, self.head..self.head + count)
+    }
+
+    /// Brings raw rows to length 1 for the search.
+    fn derive_keys(&mut self, device: &D, rows: Range<usize>) -> Result<()> {
+        let raw = self.raw.as_mut().expect("keys are derived from raw rows");
+        let width = self.shape.width;
+        let values = rows.start * width..rows.end * width;
+        l2norm::forward(
+            device,
+            width,
+            View::of(&raw.values, values.clone()),
+            ViewMut::of(&mut self.keys, values),
+            ViewMut::of(&mut raw.inv_norm, rows),
+        )
+    }
+}

@@ -1,0 +1,277 @@
+//! CLIP's symmetric loss over the pairs of all ranks.
+
+use crate::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
+use crate::backend::ops::l2norm;
+use crate::backend::{Backend, Communicator, Float, Slot, View, ViewMut, Weight};
+use crate::error::Result;
+
+/// Which texts the images of a step are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Their own captions: CLIP's loss. Both towers learn.
+    Own,
+    /// Rows picked from the caption pool: RoCLIP's loss. They are constants, so only the image
+    /// tower and the temperature learn. They are taken as they are, of length 1 or not.
+    Matched,
+}
+
+/// Embeddings: `[N, D]` of this rank and, gathered, `[G, D]` of all.
+struct Rows<D: Backend> {
+    local: D::Buf<D::Act>,
+    all: D::Buf<D::Act>,
+}
+
+impl<D: Backend> Rows<D> {
+    fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
+        let local = device.alloc(shape.rows * shape.width)?;
+        Ok(Self { local, all: device.alloc(shape.cols * shape.width)? })
+    }
+
+    fn gather(&mut self, device: &D, comm: &impl Communicator<D>) -> Result<()> {
+        comm.all_gather(device, View::all(&self.local), ViewMut::all(&mut self.all))
+    }
+}
+
+/// One number per pair: `[N]` of this rank and, gathered, `[G]` of all.
+struct Column<D: Backend> {
+    local: D::Buf<D::Acc>,
+    all: D::Buf<D::Acc>,
+    host: Vec<D::Acc>,
+}
+
+impl<D: Backend> Column<D> {
+    fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
+        let (local, all) = (device.alloc(shape.rows)?, device.alloc(shape.cols)?);
+        Ok(Self { local, all, host: vec![D::Acc::default(); shape.cols] })
+    }
+
+    fn gather(&mut self, device: &D, comm: &impl Communicator<D>) -> Result<()> {
+        comm.all_gather_acc(device, View::all(&self.local), ViewMut::all(&mut self.all))
+    }
+
+    /// Sum over all ranks, in the same order on each: the same bits everywhere.
+    fn sum(&mut self, device: &D) -> Result<f64> {
+        device.download(View::all(&self.all), &mut self.host)?;
+        Ok(self.host.iter().map(|x| x.to_f64()).sum())
+    }
+}
+
+/// The loss of a step and its gradients by the features of this rank.
+///
+/// Holds every buffer it needs from the start; nothing is allocated by a step.
+pub struct ClipLoss<D: Backend> {
+    shape: ContrastiveShape,
+    images: Rows<D>,
+    texts: Rows<D>,
+    substitutes: Rows<D>,
+    image_inv_norm: D::Buf<D::Acc>,
+    text_inv_norm: D::Buf<D::Acc>,
+    image_lse: Column<D>,
+    text_lse: Column<D>,
+    own: Column<D>,
+    d_unit: D::Buf<D::Act>,
+}
+
+impl<D: Backend> ClipLoss<D> {
+    /// For `pairs` pairs per rank, `N`, and embeddings of `width`, `D`. Every rank of `comm` must
+    /// hold as many pairs; together they are `G = N · world_size`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice: `3ND + 3GD + ND` activations.
+    pub fn new(
+        device: &D,
+        comm: &impl Communicator<D>,
+        pairs: usize,
+        width: usize,
+    ) -> Result<Self> {
+        let (cols, offset) = (pairs * comm.world_size(), pairs * comm.rank());
+        let shape = ContrastiveShape { rows: pairs, cols, offset, width };
+        Ok(Self {
+            shape,
+            images: Rows::new(device, shape)?,
+            texts: Rows::new(device, shape)?,
+            substitutes: Rows::new(device, shape)?,
+            image_inv_norm: device.alloc(pairs)?,
+            text_inv_norm: device.alloc(pairs)?,
+            image_lse: Column::new(device, shape)?,
+            text_lse: Column::new(device, shape)?,
+            own: Column::new(device, shape)?,
+            d_unit: device.alloc(pairs * width)?,
+        })
+    }
+
+    /// Takes the image tower's raw features `[N, D]`: brings them to length 1 and gathers them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where they are not `[N, D]`; errors of device and communicator.
+    pub fn normalize_images(
+        &mut self,
+        device: &D,
+        comm: &impl Communicator<D>,
+        raw: View<'_, D, D::Act>,
+    ) -> Result<()> {
+        let (unit, inv_norm) = (&mut self.images.local, &mut self.image_inv_norm);
+        let width = self.shape.width;
+        l2norm::forward(device, width, raw, ViewMut::all(unit), ViewMut::all(inv_norm))?;
+        self.images.gather(device, comm)
+    }
+
+    /// Takes the text tower's raw features `[N, D]`: brings them to length 1 and gathers them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where they are not `[N, D]`; errors of device and communicator.
+    pub fn normalize_texts(
+        &mut self,
+        device: &D,
+        comm: &impl Communicator<D>,
+        raw: View<'_, D, D::Act>,
+    ) -> Result<()> {
+        let (unit, inv_norm) = (&mut self.texts.local, &mut self.text_inv_norm);
+        let width = self.shape.width;
+        l2norm::forward(device, width, raw, ViewMut::all(unit), ViewMut::all(inv_norm))?;
+        self.texts.gather(device, comm)
+    }
+
+    /// `[N, D]` image embeddings of this rank, of length 1.
+    pub fn images(&self) -> View<'_, D, D::Act> {
+        View::all(&self.images.local)
+    }
+
+    /// `[N, D]` caption embeddings of this rank, of length 1.
+    pub fn texts(&self) -> View<'_, D, D::Act> {
+        View::all(&self.texts.local)
+    }
+
+    /// `[G, D]` caption embeddings of all ranks, of length 1: what the caption pool receives.
+    pub fn all_texts(&self) -> View<'_, D, D::Act> {
+        View::all(&self.texts.all)
+    }
+
+    /// What a lookup in the pool reads, `[N, D]` image embeddings, and where it writes, `[N, D]`
+    /// substitutes for the captions, to be used by [`Targets::Matched`].
+    pub fn for_matching(&mut self) -> (View<'_, D, D::Act>, ViewMut<'_, D, D::Act>) {
+        (View::all(&self.images.local), ViewMut::all(&mut self.substitutes.local))
+    }
+
+    /// `[N, D]` where substitutes for the captions of this rank are written.
+    pub fn substitute_texts(&mut self) -> ViewMut<'_, D, D::Act> {
+        ViewMut::all(&mut self.substitutes.local)
+    }
+
+    /// `[N]` logits between each image of this rank and its target, `exp(logit_scale)` times their
+    /// inner product, of the latest [`ClipLoss::forward`].
+    pub fn own(&self) -> View<'_, D, D::Acc> {
+        View::all(&self.own.local)
+    }
+
+    /// The mean loss over the `G` pairs of all ranks, the same bits on each; `logit_scale` is the
+    /// slot of the temperature. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of device and communicator.
+    pub fn forward(
+        &mut self,
+        device: &D,
+        comm: &impl Communicator<D>,
+        weights: &D::Weights,
+        logit_scale: Slot,
+        targets: Targets,
+    ) -> Result<f64> {
+        if targets == Targets::Matched {
+            self.substitutes.gather(device, comm)?;
+        }
+        let scale = Weight::at(weights, logit_scale);
+        let texts = match targets {
+            Targets::Own => &self.texts,
+            Targets::Matched => &self.substitutes,
+        };
+        let directions =
+            [(&self.images, texts, &mut self.image_lse), (texts, &self.images, &mut self.text_lse)];
+        for (rows, cols, lse) in directions {
+            contrastive::forward(
+                device,
+                self.shape,
+                View::all(&rows.local),
+                View::all(&cols.all),
+                scale,
+                ViewMut::all(&mut lse.local),
+                ViewMut::all(&mut self.own.local),
+            )?;
+            lse.gather(device, comm)?;
+        }
+        self.own.gather(device, comm)?;
+        let lse = self.image_lse.sum(device)? + self.text_lse.sum(device)?;
+        let own = self.own.sum(device)?;
+        Ok((lse - 2.0 * own) / (2.0 * self.shape.cols as f64))
+    }
+
+    /// Gradients of the loss that [`ClipLoss::forward`] returned for the same arguments.
+    ///
+    /// `d_image` and `d_text`, `[N, D]`, are overwritten with the gradients by the raw features of
+    /// this rank; they are those of the global mean, so ranks add up their gradients of parameters.
+    /// `d_text` may be `None` where the text tower does not learn; with [`Targets::Matched`] it is
+    /// zero. The local rows' part of the gradient by the temperature is added to `grads`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where a gradient is not `[N, D]`; errors of the device.
+    #[allow(clippy::too_many_arguments, reason = "one step's gradients, and where they go")]
+    pub fn backward(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        logit_scale: Slot,
+        targets: Targets,
+        d_image: ViewMut<'_, D, D::Act>,
+        d_text: Option<ViewMut<'_, D, D::Act>>,
+        grads: &mut D::Buf<D::Acc>,
+    ) -> Result<()> {
+        let (shape, scale) = (self.shape, Weight::at(weights, logit_scale));
+        let d_unit = &mut self.d_unit;
+        let texts = match targets {
+            Targets::Own => &self.texts,
+            Targets::Matched => &self.substitutes,
+        };
+        contrastive::backward(
+            device,
+            shape,
+            View::all(&self.images.local),
+            View::all(&texts.all),
+            scale,
+            View::all(&self.image_lse.local),
+            View::all(&self.text_lse.all),
+            ContrastiveGrads {
+                rows: ViewMut::all(d_unit),
+                logit_scale: Some(logit_scale.grad::<D>(grads)),
+            },
+        )?;
+        let (unit, inv_norm) = (View::all(&self.images.local), View::all(&self.image_inv_norm));
+        l2norm::backward(device, shape.width, unit, inv_norm, View::all(d_unit), d_image)?;
+        match (targets, d_text) {
+            (_, None) => Ok(()),
+            (Targets::Matched, Some(d_text)) => device.zero(d_text),
+            (Targets::Own, Some(d_text)) => self.backward_texts(device, scale, d_text),
+        }
+    }
+
+    /// The text direction: the temperature was counted with the images.
+    fn backward_texts(
+        &mut self,
+        device: &D,
+        scale: Weight<'_, D>,
+        d_text: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        contrastive::backward(
+            device,
+            self.shape,
+            View::all(&self.texts.local),
+            View::all(&self.images.all),
+            scale,
+            View::all(&self.text_lse.local),
+            View::all(&self.image_lse.all),
+            ContrastiveGrads { rows: ViewMut::all(&mut self.d_unit), logit_scale: None },
+        )?;
+        let (unit, inv_norm) = (View::all(&self.texts.local), View::all(&self.text_inv_norm));
+        let (width, d_unit) = (self.shape.width, View::all(&self.d_unit));
+        l2norm::backward(device, width, unit, inv_norm, d_unit, d_text)
+    }
+}
