@@ -1,3 +1,4 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
 mod common;
+mod transform;
