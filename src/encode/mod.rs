@@ -1,1 +1,289 @@
-//! TODO
+//! Pictures and captions to features, and gradients of features to gradients of parameters.
+//!
+//! Written once over the backend's contracts. In every file the forward stands directly above its
+//! backward; what the backward needs is a named struct, allocated once for the largest micro-batch.
+//! Parameters carry open_clip's names and stand in its order.
+
+pub mod config;
+pub mod init;
+pub mod linear;
+pub mod layernorm;
+pub mod attention;
+pub mod mlp;
+pub mod block;
+pub mod transformer;
+pub mod vit;
+pub mod text;
+pub mod memory;
+
+pub use config::ClipConfig;
+pub use memory::{Memory, memory};
+
+use crate::backend::ops::require;
+use crate::backend::{Backend, Device, Element, Float, View, ViewMut};
+use crate::error::Result;
+use crate::flow::{PackedTokens, ParamTable};
+use text::{Text, TextActivations, TextGradients, TextHead};
+use vit::{Vit, VitActivations, VitGradients};
+
+/// What a forward reads beside its input.
+pub struct Pass<'a, D: Device> {
+    /// Where it runs.
+    pub device: &'a D,
+    /// All parameters.
+    pub weights: &'a D::Weights,
+}
+
+impl<D: Device> Clone for Pass<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Pass<'_, D> {}
+
+/// What a backward reads and adds to beside its input.
+pub struct Backward<'a, D: Device> {
+    /// Where it runs.
+    pub device: &'a D,
+    /// All parameters.
+    pub weights: &'a D::Weights,
+    /// All gradients, in the table's order; added to.
+    pub grads: &'a mut D::Buf<D::Acc>,
+}
+
+/// How sequences lie end to end.
+pub struct Packing<'a, D: Device> {
+    /// `[sequences + 1]`, first token of each; the last entry is `tokens`.
+    pub cu_seqlens: View<'a, D, u32>,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// `S`, tokens of all sequences together.
+    pub tokens: usize,
+    /// Upper bound of the tokens of one sequence.
+    pub max_len: usize,
+}
+
+impl<D: Device> Clone for Packing<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Packing<'_, D> {}
+
+/// Buffers are as large as the largest micro-batch needs; a smaller one uses their front.
+fn first<D: Device, T: Element>(buf: &D::Buf<T>, len: usize) -> View<'_, D, T> {
+    View::of(buf, 0..len)
+}
+
+fn first_mut<D: Device, T: Element>(buf: &mut D::Buf<T>, len: usize) -> ViewMut<'_, D, T> {
+    ViewMut::of(buf, 0..len)
+}
+
+/// The image tower that a configuration asks for.
+#[derive(Clone, Debug)]
+enum ImageTower {
+    Vit(Vit),
+}
+
+/// Both towers, as places in the table.
+#[derive(Clone, Debug)]
+struct Towers {
+    image: ImageTower,
+    text: Text,
+}
+
+impl Towers {
+    /// The towers of a valid configuration, and the table in open_clip's order.
+    fn new(config: &ClipConfig) -> (ParamTable, Self) {
+        let mut table = ParamTable::default();
+        let head = TextHead::new(&mut table, config);
+        table.push("logit_scale", &[]);
+        let image = ImageTower::Vit(Vit::new(&mut table, config));
+        let text = Text::new(&mut table, head, config);
+        (table, Self { image, text })
+    }
+}
+
+/// Activations and gradients of the image tower that a configuration asks for.
+enum ImageBuffers<D: Device> {
+    Vit(Box<VitActivations<D>>, Box<VitGradients<D>>),
+}
+
+/// Everything a micro-batch writes on its way through both towers and back.
+struct Buffers<D: Device> {
+    image: ImageBuffers<D>,
+    text: TextActivations<D>,
+    dtext: TextGradients<D>,
+}
+
+impl<D: Device> Buffers<D> {
+    fn new(device: &D, towers: &Towers, max_pairs: usize) -> Result<Self> {
+        let ImageTower::Vit(vit) = &towers.image;
+        let acts = Box::new(VitActivations::new(device, vit, max_pairs)?);
+        let image = ImageBuffers::Vit(acts, Box::new(VitGradients::new(device, vit, max_pairs)?));
+        let text = TextActivations::new(device, &towers.text, max_pairs)?;
+        let dtext = TextGradients::new(device, &towers.text, max_pairs)?;
+        Ok(Self { image, text, dtext })
+    }
+}
+
+/// A CLIP model: two towers and room for the activations of one micro-batch. The parameters
+/// themselves are the caller's.
+pub struct Clip<D: Backend> {
+    table: ParamTable,
+    towers: Towers,
+    buffers: Buffers<D>,
+    features: usize,
+    max_pairs: usize,
+    /// Pictures of the last image forward; 0 where there was none.
+    images: usize,
+    /// Captions of the last text forward; 0 where there was none.
+    captions: usize,
+}
+
+impl<D: Backend> Clip<D> {
+    /// Room for micro-batches of up to `max_pairs` pictures and as many captions of any length.
+    ///
+    /// # Errors
+    /// [`crate::Error::Option`] where the configuration cannot be built; [`crate::Error::Shape`]
+    /// where `max_pairs` is 0 or its tokens cannot be counted in 32 bits; [`crate::Error::Device`]
+    /// where memory does not suffice.
+    pub fn new(device: &D, config: &ClipConfig, max_pairs: usize) -> Result<Self> {
+        check_max_pairs(config, max_pairs)?;
+        let (table, towers) = Towers::new(config);
+        let buffers = Buffers::new(device, &towers, max_pairs)?;
+        let features = config.embed_dim;
+        Ok(Self { table, towers, buffers, features, max_pairs, images: 0, captions: 0 })
+    }
+
+    /// All parameters, in the order of open_clip's state dict.
+    pub fn params(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// Features `out` `[n, D]`, not normalised, of `images` `[n, 3, H, W]`; 1 ≤ n ≤ `max_pairs`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
+    pub fn encode_image(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        images: View<'_, D, D::Act>,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        self.images = 0;
+        let ImageTower::Vit(vit) = &self.towers.image;
+        let ImageBuffers::Vit(acts, _) = &mut self.buffers.image;
+        let n = images.len / vit.image_values();
+        let max = self.max_pairs;
+        let fits = (1..=max).contains(&n) && images.len == n * vit.image_values();
+        require("encode_image", fits, "images must be [n, 3, H, W], 1 <= n <= max_pairs", || {
+            format!("{} values, {} a picture, max_pairs {max}", images.len, vit.image_values())
+        })?;
+        vit.forward(Pass { device, weights }, images, acts, out)?;
+        self.images = n;
+        Ok(())
+    }
+
+    /// Adds the gradients of the image tower's parameters to `grads` (all parameters, in the
+    /// table's order), from `dout` `[n, D]`, the gradient by the features of the last
+    /// [`Clip::encode_image`]. Panics where there was none, or of another n.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
+    pub fn backward_image(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        dout: View<'_, D, D::Act>,
+        grads: &mut D::Buf<D::Acc>,
+    ) -> Result<()> {
+        assert!(self.images > 0, "backward_image without encode_image");
+        assert_eq!(dout.len, self.images * self.features, "dout of the last encode_image");
+        let ImageTower::Vit(vit) = &self.towers.image;
+        let ImageBuffers::Vit(acts, d) = &mut self.buffers.image;
+        vit.backward(&mut Backward { device, weights, grads }, acts, dout, d)
+    }
+
+    /// Features `out` `[n, D]`, not normalised, of `captions`; 1 ≤ n ≤ `max_pairs`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where a caption is empty or longer than the context, a token id is
+    /// not in the vocabulary, or an extent disagrees, before the device sees any of it; those of the
+    /// device.
+    pub fn encode_text(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        captions: &PackedTokens,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        self.captions = 0;
+        let (n, max) = (captions.len(), self.max_pairs);
+        require("encode_text", (1..=max).contains(&n), "1 to max_pairs captions", || {
+            format!("{n} captions, max_pairs {max}")
+        })?;
+        self.towers.text.forward(
+            Pass { device, weights },
+            captions,
+            &mut self.buffers.text,
+            out,
+        )?;
+        self.captions = n;
+        Ok(())
+    }
+
+    /// Adds the gradients of the text tower's parameters to `grads` (all parameters, in the table's
+    /// order), from `dout` `[n, D]`, the gradient by the features of the last
+    /// [`Clip::encode_text`]. Panics where there was none, or of another n.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
+    pub fn backward_text(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        dout: View<'_, D, D::Act>,
+        grads: &mut D::Buf<D::Acc>,
+    ) -> Result<()> {
+        assert!(self.captions > 0, "backward_text without encode_text");
+        assert_eq!(dout.len, self.captions * self.features, "dout of the last encode_text");
+        let pass = &mut Backward { device, weights, grads };
+        self.towers.text.backward(pass, &self.buffers.text, dout, &mut self.buffers.dtext)
+    }
+}
+
+/// The parameters of a configuration, in the order of open_clip's state dict.
+///
+/// # Errors
+/// [`crate::Error::Option`] where the configuration cannot be built.
+pub fn params(config: &ClipConfig) -> Result<ParamTable> {
+    config.validate()?;
+    Ok(Towers::new(config).0)
+}
+
+/// Freshly drawn parameters ([`init::values`]), on the device.
+///
+/// # Errors
+/// [`crate::Error::Option`] where the configuration cannot be built; [`crate::Error::Device`] where
+/// memory does not suffice.
+pub fn init<D: Device>(device: &D, config: &ClipConfig, seed: u64) -> Result<D::Weights> {
+    let values = init::values(&params(config)?, config, seed);
+    let values: Vec<D::Acc> = values.iter().map(|&v| Float::from_f64(f64::from(v))).collect();
+    device.weights(&values)
+}
+
+/// Whether row numbers of a micro-batch fit into 32 bits.
+fn check_max_pairs(config: &ClipConfig, max_pairs: usize) -> Result<()> {
+    config.validate()?;
+    let vision = &config.vision_cfg;
+    let image = (vision.image_size / vision.patch_size).pow(2) + 1;
+    let tokens = max_pairs.saturating_mul(image.max(config.text_cfg.context_length));
+    let fits = max_pairs > 0 && tokens <= u32::MAX as usize;
+    require("encode", fits, "max_pairs is at least 1, its tokens below 2^32", || {
+        format!("max_pairs {max_pairs}, {tokens} tokens")
+    })
+}
