@@ -103,11 +103,12 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// [`crate::Error::Device`] where the device refuses.
     fn set_weights(&self, weights: &mut Self::Weights, values: &[Self::Acc]) -> Result<()>;
 
-    /// Waits, then copies the master values of all parameters to the host.
+    /// Waits, then copies the master values at `slot` to the host; lengths must agree.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
-    fn read_weights(&self, weights: &Self::Weights, to: &mut [Self::Acc]) -> Result<()>;
+    fn read_weights(&self, weights: &Self::Weights, slot: Slot, to: &mut [Self::Acc])
+    -> Result<()>;
 
     /// A buffer with the content of a host slice.
     ///

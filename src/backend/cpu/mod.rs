@@ -20,7 +20,7 @@ mod rows;
 
 pub use float::CpuFloat;
 
-use super::{Device, Element, View, ViewMut, Weight};
+use super::{Device, Element, Slot, View, ViewMut, Weight};
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -163,8 +163,8 @@ impl<F: CpuFloat> Device for Cpu<F> {
         Ok(())
     }
 
-    fn read_weights(&self, weights: &Vec<F>, to: &mut [F]) -> Result<()> {
-        to.copy_from_slice(weights);
+    fn read_weights(&self, weights: &Vec<F>, slot: Slot, to: &mut [F]) -> Result<()> {
+        to.copy_from_slice(&weights[slot.range()]);
         Ok(())
     }
 }

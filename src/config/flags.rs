@@ -1,0 +1,401 @@
+//! The flags of `roclip-train`: raw text → checked configuration, before anything starts.
+//!
+//! Names are open_clip's where it has them. A file given with `--config` holds the same names as
+//! TOML keys; the command line overrides it.
+
+use crate::error::{Error, Result};
+use crate::matching::PoolSize;
+use crate::objective::Objective;
+use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
+/// that planted pairs are not learned (RoCLIP).
+#[derive(Clone, Debug, Parser)]
+#[command(name = "roclip-train", version, args_override_self = true)]
+#[command(after_help = "Exit codes: 0 finished; 1 failed; 2 a flag is wrong; 3 loss or gradients \
+    stayed non-finite; 75 stopped by a signal with a checkpoint written (the command that resumes \
+    is the last line printed).")]
+pub struct Args {
+    /// Where pairs come from and how they are read.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// How pictures and captions are varied.
+    #[command(flatten)]
+    pub augment: AugmentArgs,
+    /// What is trained.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// With which loss.
+    #[command(flatten)]
+    pub objective: ObjectiveArgs,
+    /// With which optimiser.
+    #[command(flatten)]
+    pub optim: OptimArgs,
+    /// How the run is kept and told.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags under "Data".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// TOML file with flags (`batch-size = 64`); the command line overrides it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Training shards: .tar, .tar.gz or .tar.zst; brace ranges (`{000..099}`), globs, directories,
+    /// several joined by `::`, or `-` for standard input
+    #[arg(long, visible_alias = "train-data", value_name = "PATTERN", required = true)]
+    pub shards: String,
+    /// Pairs in one epoch; counted by reading the shards' headers when not given (standard input
+    /// needs it)
+    #[arg(long, value_name = "PAIRS")]
+    pub train_num_samples: Option<u64>,
+    /// Extensions that hold the picture, in order of preference
+    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
+    pub image_key: String,
+    /// Extensions that hold the caption
+    #[arg(long, default_value = "txt", value_name = "EXTS")]
+    pub text_key: String,
+    /// Take the caption from this field of the `json` member instead
+    #[arg(long, value_name = "FIELD")]
+    pub json_text_key: Option<String>,
+    /// Skip pictures with more pixels than this; read from the header, before decoding
+    #[arg(long, default_value_t = 25_000_000, value_name = "PIXELS")]
+    pub max_image_pixels: u64,
+    /// Samples in the shuffle buffer; 1 keeps the order of the shards' files
+    #[arg(long, default_value_t = 5000, value_name = "SAMPLES")]
+    pub shuffle: usize,
+    /// Threads that decode and augment; the batches do not depend on it
+    #[arg(long, default_value_t = 4, value_name = "THREADS")]
+    pub workers: usize,
+    /// Directory in CLIP_benchmark's layout (classnames.txt, zeroshot_classification_templates.txt,
+    /// test/*.tar) on which zero-shot accuracy is measured during training
+    #[arg(long, value_name = "DIR")]
+    pub zeroshot_data: Option<PathBuf>,
+    /// Epochs between two zero-shot evaluations; 0 for only one at the end
+    #[arg(long, default_value_t = 1, value_name = "EPOCHS")]
+    pub zeroshot_frequency: u64,
+}
+
+/// Which set of image augmentations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Aug {
+    /// RoCLIP's: flip, random resized crop, colour jitter, grayscale, blur
+    Roclip,
+    /// open_clip's: random resized crop of 90 to 100 % of the area
+    Clip,
+    /// CLIP's evaluation transform: resize and centre crop
+    None,
+}
+
+/// Which augmentation of captions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TextAug {
+    /// EDA: one of synonym replacement, insertion, swap, deletion
+    Eda,
+    /// Captions as they are
+    None,
+}
+
+/// Flags under "Augmentation".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Augmentation")]
+pub struct AugmentArgs {
+    /// Image augmentation
+    #[arg(long, value_enum, default_value_t = Aug::Roclip)]
+    pub aug: Aug,
+    /// Changes to it, as in open_clip: `scale=0.5,1.0 color_jitter_prob=0.4 blur_kernel=3`
+    #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
+    pub aug_cfg: Vec<String>,
+    /// Caption augmentation
+    #[arg(long, value_enum, default_value_t = TextAug::Eda)]
+    pub text_aug: TextAug,
+    /// Directory of a WordNet database, for EDA's synonyms [default: where Debian and WNHOME put it]
+    #[arg(long, value_name = "DIR")]
+    pub wordnet: Option<PathBuf>,
+}
+
+/// Flags under "Model".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Name of a model (`ViT-B-32`, `ViT-B-16`, or one of the small ones that `--list-models`
+    /// prints), or a JSON file in open_clip's form
+    #[arg(long, default_value = "ViT-B-32", value_name = "NAME|FILE")]
+    pub model: String,
+    /// Print the names of the models with their sizes, and exit
+    #[arg(long)]
+    pub list_models: bool,
+    /// Device that trains
+    #[arg(long, default_value = "cpu", value_name = "cpu")]
+    pub device: String,
+    /// Threads of the CPU engine; the result does not depend on it [default: all cores]
+    #[arg(long, value_name = "THREADS")]
+    pub threads: Option<usize>,
+}
+
+/// Flags under "Objective".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Objective")]
+pub struct ObjectiveArgs {
+    /// clip: no defence; roclip: RoCLIP with the flaws of the released code repaired; paper: as
+    /// published; official: as released, flaws included
+    #[arg(long, default_value_t = Objective::RoClip, value_name = "clip|roclip|paper|official")]
+    pub objective: Objective,
+    /// Captions in the pool: a number, or a share of the data (`2%`)
+    #[arg(long, default_value = "2%", value_name = "CAPTIONS|PERCENT")]
+    pub pool_size: PoolSize,
+    /// Match images to the pool in every K-th epoch; smaller is safer and costs accuracy
+    #[arg(long, default_value_t = 2, value_name = "K")]
+    pub match_every: u64,
+}
+
+/// Which learning-rate schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LrScheduler {
+    /// Warm-up, then a half cosine to 0
+    Cosine,
+    /// Warm-up, then constant
+    Const,
+    /// Warm-up, constant, then a polynomial to --lr-cooldown-end
+    ConstCooldown,
+}
+
+/// Flags under "Optimiser".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Optimiser")]
+pub struct OptimArgs {
+    /// Pairs per step and process; with --accum-freq, per pass
+    #[arg(long, default_value_t = 64, value_name = "PAIRS")]
+    pub batch_size: usize,
+    /// Passes per step: the loss is that of batch-size x accum-freq pairs, computed exactly, in the
+    /// memory of batch-size
+    #[arg(long, default_value_t = 1, value_name = "PASSES")]
+    pub accum_freq: usize,
+    /// Passes over the data
+    #[arg(long, default_value_t = 32, value_name = "EPOCHS")]
+    pub epochs: u64,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 5e-4)]
+    pub lr: f64,
+    /// AdamW: decay of the first moment
+    #[arg(long, default_value_t = 0.9)]
+    pub beta1: f64,
+    /// AdamW: decay of the second moment
+    #[arg(long, default_value_t = 0.98)]
+    pub beta2: f64,
+    /// AdamW: added to the root of the second moment
+    #[arg(long, default_value_t = 1e-6)]
+    pub eps: f64,
+    /// AdamW: decoupled weight decay (not on gains, biases and the temperature)
+    #[arg(long, default_value_t = 0.2)]
+    pub wd: f64,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, default_value_t = 10_000, value_name = "STEPS")]
+    pub warmup: u64,
+    /// Schedule of the learning rate
+    #[arg(long, value_enum, default_value_t = LrScheduler::Cosine)]
+    pub lr_scheduler: LrScheduler,
+    /// const-cooldown: epochs at the end over which the learning rate falls
+    #[arg(long, value_name = "EPOCHS")]
+    pub epochs_cooldown: Option<u64>,
+    /// const-cooldown: learning rate at the end
+    #[arg(long, default_value_t = 0.0)]
+    pub lr_cooldown_end: f64,
+    /// const-cooldown: power of the polynomial
+    #[arg(long, default_value_t = 1.0)]
+    pub lr_cooldown_power: f64,
+    /// Scale gradients down to this norm where they exceed it [default: no clipping]
+    #[arg(long, value_name = "NORM")]
+    pub grad_clip_norm: Option<f64>,
+}
+
+/// Flags under "Run".
+#[derive(Clone, Debug, ClapArgs)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Folder that holds the folders of runs
+    #[arg(long, default_value = "./logs", value_name = "DIR")]
+    pub logs: PathBuf,
+    /// Name of the run and its folder [default: time, model and main settings]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Seed of everything random; with it, the same run gives the same bits
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Continue from a checkpoint file, or from the newest whole one of --name with `latest`
+    #[arg(long, value_name = "latest|FILE")]
+    pub resume: Option<String>,
+    /// Epochs between two checkpoints
+    #[arg(long, default_value_t = 1, value_name = "EPOCHS")]
+    pub save_frequency: u64,
+    /// Also write a checkpoint every so many steps; the newest replaces the one before
+    #[arg(long, value_name = "STEPS")]
+    pub save_every_n_steps: Option<u64>,
+    /// Remove the checkpoint of the epoch before once a new one is written
+    #[arg(long)]
+    pub delete_previous_checkpoint: bool,
+    /// Steps between two lines of the log
+    #[arg(long, default_value_t = 100, value_name = "STEPS")]
+    pub log_every_n_steps: u64,
+    /// Stop after so many steps in a row whose loss or gradients are not finite; such steps change
+    /// nothing
+    #[arg(long, default_value_t = 3, value_name = "STEPS")]
+    pub max_nonfinite_steps: u64,
+}
+
+/// Every setting by its name in open_clip's spelling (`batch_size`), as text.
+pub type Settings = BTreeMap<String, String>;
+
+/// What the command line amounts to.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Checked arguments, and every setting by name as text.
+    Run(Box<Args>, Settings),
+    /// Text to print (`--help`, `--version`, `--list-models`), or a complaint; with the exit code.
+    Print(String, i32),
+}
+
+/// Parses and checks a command line, the program's name first.
+///
+/// # Errors
+/// [`Error::Option`] where a value is out of range, [`Error::Format`] where the `--config` file is
+/// not TOML of flags.
+pub fn parse(command_line: impl IntoIterator<Item = OsString>) -> Result<Parsed> {
+    let mut words: Vec<OsString> = command_line.into_iter().collect();
+    if words.iter().any(|w| w == "--list-models") {
+        return Ok(Parsed::Print(crate::encode::config::list(), 0));
+    }
+    if let Some(file) = config_file(&words) {
+        let flags = flags_of(&file)?;
+        words.splice(1..1, flags);
+    }
+    let parsed = Args::command()
+        .try_get_matches_from(words)
+        .and_then(|m| Ok((Args::from_arg_matches(&m)?, settings(&m))));
+    match parsed {
+        Ok((args, settings)) => check(&args).map(|()| Parsed::Run(Box::new(args), settings)),
+        Err(stop) => Ok(Parsed::Print(stop.render().to_string(), stop.exit_code())),
+    }
+}
+
+/// The settings in force, defaults included.
+fn settings(matches: &ArgMatches) -> Settings {
+    let flags = Args::command();
+    let ids = flags.get_arguments().map(|arg| arg.get_id().as_str());
+    let text = |id: &str| -> Option<String> {
+        let words: Vec<_> = matches.try_get_raw(id).ok()??.map(|w| w.to_string_lossy()).collect();
+        Some(words.join(" "))
+    };
+    ids.filter_map(|id| Some((id.to_owned(), text(id)?))).collect()
+}
+
+fn config_file(words: &[OsString]) -> Option<PathBuf> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let word = word.to_string_lossy();
+        if word == "--config" {
+            return words.next().map(PathBuf::from);
+        }
+        if let Some(path) = word.strip_prefix("--config=") {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
+/// A TOML file of flags as words of a command line.
+fn flags_of(path: &Path) -> Result<Vec<OsString>> {
+    let wrong = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let mut words = Vec::new();
+    for (key, value) in table {
+        let flag = format!("--{}", key.replace('_', "-"));
+        match value {
+            toml::Value::Boolean(true) => words.push(flag),
+            toml::Value::Boolean(false) => {}
+            toml::Value::Array(items) => {
+                words.push(flag);
+                for item in items {
+                    words.push(scalar(&item).ok_or_else(|| wrong(not_a_flag(&key)))?);
+                }
+            }
+            value => {
+                words.push(flag);
+                words.push(scalar(&value).ok_or_else(|| wrong(not_a_flag(&key)))?);
+            }
+        }
+    }
+    Ok(words.into_iter().map(OsString::from).collect())
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(s) => Some(s.clone()),
+        toml::Value::Integer(i) => Some(i.to_string()),
+        toml::Value::Float(f) => Some(f.to_string()),
+        _ => None,
+    }
+}
+
+fn not_a_flag(key: &str) -> String {
+    format!("{key}: expected a text, a number, true or a list of texts (`batch-size = 64`)")
+}
+
+/// The rules a type cannot express.
+fn check(args: &Args) -> Result<()> {
+    let rule = |holds: bool, flag: &str, got: String, expected: &str| {
+        let (flag, expected) = (flag.to_owned(), expected.to_owned());
+        if holds { Ok(()) } else { Err(Error::Option { flag, got, expected }) }
+    };
+    let at_least_one = |flag: &str, n: u64| rule(n >= 1, flag, n.to_string(), "at least 1");
+    let o = &args.optim;
+    at_least_one("--batch-size", o.batch_size as u64)?;
+    at_least_one("--accum-freq", o.accum_freq as u64)?;
+    at_least_one("--epochs", o.epochs)?;
+    at_least_one("--workers", args.data.workers as u64)?;
+    at_least_one("--shuffle", args.data.shuffle as u64)?;
+    at_least_one("--match-every", args.objective.match_every)?;
+    at_least_one("--save-frequency", args.run.save_frequency)?;
+    at_least_one("--log-every-n-steps", args.run.log_every_n_steps)?;
+    at_least_one("--max-nonfinite-steps", args.run.max_nonfinite_steps)?;
+    at_least_one("--threads", args.model.threads.unwrap_or(1) as u64)?;
+    at_least_one("--save-every-n-steps", args.run.save_every_n_steps.unwrap_or(1))?;
+    let positive = |flag: &str, x: f64| {
+        rule(x.is_finite() && x > 0.0, flag, x.to_string(), "a finite number above 0")
+    };
+    let not_negative = |flag: &str, x: f64| {
+        rule(x.is_finite() && x >= 0.0, flag, x.to_string(), "a finite number, 0 or above")
+    };
+    let decay = |flag: &str, x: f64| {
+        rule((0.0..1.0).contains(&x), flag, x.to_string(), "at least 0 and below 1")
+    };
+    positive("--lr", o.lr)?;
+    positive("--eps", o.eps)?;
+    decay("--beta1", o.beta1)?;
+    decay("--beta2", o.beta2)?;
+    not_negative("--wd", o.wd)?;
+    not_negative("--lr-cooldown-end", o.lr_cooldown_end)?;
+    positive("--lr-cooldown-power", o.lr_cooldown_power)?;
+    positive("--grad-clip-norm", o.grad_clip_norm.unwrap_or(1.0))?;
+    let cooldown = o.epochs_cooldown.unwrap_or(0);
+    let cools = o.lr_scheduler == LrScheduler::ConstCooldown;
+    rule(
+        if cools { (1..=o.epochs).contains(&cooldown) } else { o.epochs_cooldown.is_none() },
+        "--epochs-cooldown",
+        o.epochs_cooldown.map_or("nothing".into(), |n| n.to_string()),
+        "1 to --epochs with --lr-scheduler const-cooldown, and nothing without it",
+    )?;
+    let device = &args.model.device;
+    rule(device == "cpu", "--device", device.clone(), "cpu")?;
+    let named = args.run.name.is_some() || args.run.resume.as_deref() != Some("latest");
+    rule(named, "--resume latest", "no --name".into(), "--name of the run to continue")?;
+    let name = args.run.name.as_deref().unwrap_or("x");
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    rule(plain, "--name", format!("{name:?}"), "a plain folder name, without / and leading dot")
+}
