@@ -3,7 +3,7 @@
 
 use super::config::ClipConfig;
 use super::{Buffers, Towers, check_max_pairs};
-use crate::backend::{Device, Element, View, ViewMut};
+use crate::backend::{Device, Element, Slot, View, ViewMut};
 use crate::error::Result;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -106,7 +106,7 @@ impl<D: Device> Device for Plan<D> {
         unreachable!("{NOTHING}")
     }
 
-    fn read_weights(&self, (): &(), _: &mut [D::Acc]) -> Result<()> {
+    fn read_weights(&self, (): &(), _: Slot, _: &mut [D::Acc]) -> Result<()> {
         unreachable!("{NOTHING}")
     }
 }

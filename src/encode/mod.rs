@@ -135,7 +135,7 @@ pub struct Clip<D: Backend> {
     table: ParamTable,
     towers: Towers,
     buffers: Buffers<D>,
-    features: usize,
+    config: ClipConfig,
     max_pairs: usize,
     /// Pictures of the last image forward; 0 where there was none.
     images: usize,
@@ -154,8 +154,18 @@ impl<D: Backend> Clip<D> {
         check_max_pairs(config, max_pairs)?;
         let (table, towers) = Towers::new(config);
         let buffers = Buffers::new(device, &towers, max_pairs)?;
-        let features = config.embed_dim;
-        Ok(Self { table, towers, buffers, features, max_pairs, images: 0, captions: 0 })
+        let config = config.clone();
+        Ok(Self { table, towers, buffers, config, max_pairs, images: 0, captions: 0 })
+    }
+
+    /// What it was built from.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Most pairs of a micro-batch.
+    pub fn max_pairs(&self) -> usize {
+        self.max_pairs
     }
 
     /// All parameters, in the order of open_clip's state dict.
@@ -202,7 +212,7 @@ impl<D: Backend> Clip<D> {
         grads: &mut D::Buf<D::Acc>,
     ) -> Result<()> {
         assert!(self.images > 0, "backward_image without encode_image");
-        assert_eq!(dout.len, self.images * self.features, "dout of the last encode_image");
+        assert_eq!(dout.len, self.images * self.config.embed_dim, "dout of the last encode_image");
         let ImageTower::Vit(vit) = &self.towers.image;
         let ImageBuffers::Vit(acts, d) = &mut self.buffers.image;
         vit.backward(&mut Backward { device, weights, grads }, acts, dout, d)
@@ -250,7 +260,7 @@ impl<D: Backend> Clip<D> {
         grads: &mut D::Buf<D::Acc>,
     ) -> Result<()> {
         assert!(self.captions > 0, "backward_text without encode_text");
-        assert_eq!(dout.len, self.captions * self.features, "dout of the last encode_text");
+        assert_eq!(dout.len, self.captions * self.config.embed_dim, "dout of the last encode_text");
         let pass = &mut Backward { device, weights, grads };
         self.towers.text.backward(pass, &self.buffers.text, dout, &mut self.buffers.dtext)
     }
