@@ -1,4 +1,5 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
 mod common;
+mod text;
 mod transform;

@@ -1,7 +1,9 @@
 //! Captions: cleaning, augmentation (EDA) and tokens.
 
 pub mod clean;
+pub mod eda;
 pub mod tokenizer;
+pub mod wordnet;
 
 mod bpe;
 mod ftfy;
