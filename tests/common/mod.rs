@@ -1,1 +1,7 @@
 //! What several test modules share.
+
+#![allow(dead_code, reason = "not every helper is used by every set of test modules")]
+
+pub mod golden;
+
+pub use golden::Golden;
