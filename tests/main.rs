@@ -3,3 +3,4 @@
 mod common;
 mod text;
 mod transform;
+mod stream;

@@ -421,7 +421,7 @@ fn label_of_json(json: &Value) -> Result<u32, Fault> {
 
 /// Key and field of a member's path; `None` for what belongs to no sample: hidden files, names
 /// without a dot, `__meta__` members, and what macOS and PAX tools leave behind.
-fn split_name(path: &str) -> Option<(String, String)> {
+pub fn split_name(path: &str) -> Option<(String, String)> {
     let (dir, base) = path.rsplit_once('/').map_or(("", path), |(dir, base)| (dir, base));
     let (stem, extension) = base.split_once('.')?;
     let is_litter = |part: &str| part.starts_with("__") || part.starts_with("PaxHeader");

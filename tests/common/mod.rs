@@ -3,5 +3,6 @@
 #![allow(dead_code, reason = "not every helper is used by every set of test modules")]
 
 pub mod golden;
+pub mod shards;
 
 pub use golden::Golden;
