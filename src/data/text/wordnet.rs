@@ -60,7 +60,7 @@ struct PartOfSpeech {
     /// Word to its synsets: places in `synsets`.
     index: HashMap<Box<str>, Vec<u32>>,
     /// The words of every synset, as synonyms: lower-case letters and spaces.
-    synsets: Vec<Vec<Box<str>>>,
+    synsets: Vec<Synset>,
 }
 
 impl std::fmt::Debug for WordNet {
@@ -200,8 +200,11 @@ fn lines<'a>(path: &'a Path, text: &'a str) -> impl Iterator<Item = Line<'a>> {
     lines.filter(|line| !line.text.starts_with(' ') && !line.text.trim().is_empty())
 }
 
+/// The synonyms of one synset.
+type Synset = Vec<Box<str>>;
+
 /// `data.*`: offsets of the synsets, ascending, and the synonyms in each.
-fn read_data(path: &Path) -> Result<(Vec<u32>, Vec<Vec<Box<str>>>)> {
+fn read_data(path: &Path) -> Result<(Vec<u32>, Vec<Synset>)> {
     let text = read(path)?;
     let (mut offsets, mut synsets) = (Vec::new(), Vec::new());
     for mut line in lines(path, &text) {
