@@ -4,3 +4,4 @@ mod common;
 mod text;
 mod transform;
 mod stream;
+mod damage;

@@ -297,12 +297,12 @@ impl<R: Input> SampleReader<R> {
         self.end_group();
         self.is_done = true;
         if !self.is_readable() {
-            let detail = self.queue.iter().find_map(|found| match found {
+            let first = self.queue.iter().find_map(|found| match found {
                 Found::Damage(_, fault) => Some(fault.clone()),
                 _ => None,
             });
             // One word for the whole shard, instead of the first of many damaged blocks.
-            let fault = match detail {
+            let fault = match first {
                 Some(fault) if fault.reason != Reason::DamagedHeader => fault,
                 _ => Fault::new(Reason::NotATar, "no tar header in it; is it an error page?"),
             };

@@ -99,6 +99,8 @@ pub struct TarReader<R> {
     pending: u64,
     expect: Expect,
     zero_blocks: u32,
+    /// Whether the end-of-archive marker was met.
+    has_marker: bool,
     extension: Extension,
     headers: u64,
     failure: Option<io::Error>,
@@ -125,6 +127,7 @@ impl<R: Input> TarReader<R> {
             pending: 0,
             expect: Expect::Header,
             zero_blocks: 0,
+            has_marker: false,
             extension: Extension::default(),
             headers: 0,
             failure: None,
@@ -144,7 +147,7 @@ impl<R: Input> TarReader<R> {
 
     /// Whether nothing but the end-of-archive marker was met.
     pub fn is_empty_archive(&self) -> bool {
-        self.headers == 0 && self.expect == Expect::Nothing
+        self.headers == 0 && self.has_marker
     }
 
     /// The next member or damage; `None` at the end.
@@ -305,7 +308,8 @@ impl<R: Input> TarReader<R> {
             0 => "no end-of-archive marker".into(),
             got => format!("ends {got} bytes into a header"),
         };
-        Some(damage(offset, Reason::Truncated, detail))
+        let reason = if self.headers == 0 { Reason::NotATar } else { Reason::Truncated };
+        Some(damage(offset, reason, detail))
     }
 
     /// Two blocks of zeros end the archive; inside damage they may be anything.
@@ -313,6 +317,7 @@ impl<R: Input> TarReader<R> {
         self.zero_blocks = self.zero_blocks.saturating_add(1);
         if self.zero_blocks >= 2 && self.expect == Expect::Header {
             self.expect = Expect::Nothing;
+            self.has_marker = true;
         }
     }
 
