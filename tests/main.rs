@@ -1,6 +1,10 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
 mod common;
+mod matching;
+mod objective;
+mod optim;
+mod robust;
 mod text;
 mod transform;
 mod stream;

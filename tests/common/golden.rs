@@ -34,6 +34,11 @@ pub fn read(file: &str) -> Vec<u8> {
     bytes
 }
 
+/// The content of `tests/golden/<file>`, JSON.
+pub fn json<T: serde::de::DeserializeOwned>(file: &str) -> T {
+    serde_json::from_slice(&read(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
 /// One safetensors file of golden values.
 pub struct Golden {
     name: String,

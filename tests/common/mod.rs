@@ -4,5 +4,6 @@
 
 pub mod golden;
 pub mod shards;
+pub mod threads_comm;
 
 pub use golden::Golden;
