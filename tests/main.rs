@@ -5,6 +5,8 @@ mod matching;
 mod objective;
 mod optim;
 mod robust;
+mod encode;
+mod grad;
 mod text;
 mod transform;
 mod stream;
