@@ -1,2 +1,242 @@
-//! `roclip-train`: trains CLIP on shards.
-fn main() {}
+//! `roclip-train`: trains CLIP on shards. Flags become options, options become stages, stages run;
+//! the rest is in the library.
+
+use roclip::backend::cpu::Cpu;
+use roclip::backend::{Backend, Communicator, Solo};
+use roclip::config::{self, Args, Assembled, Parsed, Settings};
+use roclip::data::count::count_pairs;
+use roclip::data::loader::Loader;
+use roclip::data::transform::TransformConfig;
+use roclip::encode::{self, Clip};
+use roclip::error::{Error, Result};
+use roclip::eval::ZeroShot;
+use roclip::matching::{CaptionPool, PoolShape};
+use roclip::optim::Optimizer;
+use roclip::train::log::Log;
+use roclip::train::run::{End, Run, RunOptions};
+use roclip::train::step::{Parts, StepOptions, Trainer};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// A signal stopped the run and a checkpoint holds it: `EX_TEMPFAIL`, "try again".
+const STOPPED: u8 = 75;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("roclip-train: {error}");
+            ExitCode::from(match error {
+                Error::Option { .. } => 2,
+                Error::NonFinite(_) => 3,
+                _ => 1,
+            })
+        }
+    }
+}
+
+fn start() -> Result<ExitCode> {
+    let (args, settings) = match config::parse(std::env::args_os())? {
+        Parsed::Run(args, settings) => (args, settings),
+        Parsed::Print(text, 0) => {
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Parsed::Print(text, code) => {
+            eprint!("{text}");
+            return Ok(ExitCode::from(code as u8));
+        }
+    };
+    let assembled = config::assemble(&args, &settings)?;
+    let threads = args
+        .model
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    let stop = stop_on_signals()?;
+    match train(Cpu::<f32>::new(threads)?, Solo, &args, settings, assembled, &stop)? {
+        End::Finished => Ok(ExitCode::SUCCESS),
+        End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
+    }
+}
+
+/// A flag that the first signal sets; a second Ctrl-C ends the program at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+        let register = || {
+            if signal == SIGINT {
+                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+            }
+            signal_hook::flag::register(signal, Arc::clone(&stop))
+        };
+        register().map_err(Error::io("handle signals of", "this process"))?;
+    }
+    Ok(stop)
+}
+
+fn train<D: Backend, C: Communicator<D>>(
+    device: D,
+    comm: C,
+    args: &Args,
+    settings: Settings,
+    assembled: Assembled,
+    stop: &AtomicBool,
+) -> Result<End> {
+    let Assembled { model: config, loader, eval, adamw, decay, identity, notes } = assembled;
+    let zeroshot = args.data.zeroshot_data.as_ref().map(|dir| ZeroShot::open(dir, eval));
+    let zeroshot = zeroshot.transpose()?;
+    let loader = Loader::new(loader)?;
+    let pairs = pairs(args, &loader)?;
+    let batch = args.optim.batch_size * args.optim.accum_freq * comm.world_size();
+    let steps_per_epoch = pairs / batch as u64;
+    if steps_per_epoch == 0 {
+        return Err(Error::Option {
+            flag: "--batch-size".into(),
+            got: format!("{batch} pairs a step"),
+            expected: format!("at most {pairs}, the pairs of {}", args.data.shards),
+        });
+    }
+    let objective = args.objective.objective;
+    let pool = objective.has_pool().then(|| {
+        let rows = args.objective.pool_size.resolve(pairs as usize)?;
+        let queries = args.optim.batch_size * args.optim.accum_freq;
+        let shape = PoolShape { rows, width: config.embed_dim, queries };
+        CaptionPool::new(&device, objective, shape, args.run.seed)
+    });
+    let model = Clip::new(&device, &config, args.optim.batch_size)?;
+    let parts = Parts {
+        weights: encode::init(&device, &config, args.run.seed)?,
+        optimizer: Optimizer::new(&device, model.params(), adamw, decay)?,
+        pool: pool.transpose()?,
+        model,
+    };
+    let options = StepOptions {
+        objective,
+        match_every: args.objective.match_every,
+        micro_batch: args.optim.batch_size,
+        accum_freq: args.optim.accum_freq,
+        schedule: config::schedule(args, steps_per_epoch),
+        steps_per_epoch,
+    };
+    let folder = args.run.logs.join(name(args));
+    let mut log = open_log(&folder, &settings)?;
+    log.info(format!("Running on {}", device.name()));
+    log.info(plan::<D>(&config, args.optim.batch_size)?);
+    log.info(format!("{pairs} pairs in {} shards", loader.shards().len()));
+    notes.iter().for_each(|note| log.info(note));
+    let TransformConfig { mean, std, .. } = loader.config().transform;
+    let model_json = config.open_clip_json(mean, std);
+    let options_of_run = run_options(args, &folder, pairs, identity, model_json);
+    let trainer = Trainer::new(device, comm, parts, options)?;
+    let mut run = Run::new(trainer, loader, options_of_run, log, stop)?;
+    if let Some(zeroshot) = &zeroshot {
+        run.evaluate = Some(Box::new(|trainer| measure(zeroshot, trainer)));
+    }
+    if let Some(from) = &args.run.resume {
+        run.resume(from)?;
+    }
+    run.run()
+}
+
+/// Zero-shot figures under the names of the log.
+fn measure<D: Backend, C: Communicator<D>>(
+    zeroshot: &ZeroShot,
+    trainer: &mut Trainer<D, C>,
+) -> Result<BTreeMap<String, f64>> {
+    let (device, model, weights) = trainer.for_eval();
+    let accuracy = zeroshot.evaluate(device, model, weights)?;
+    Ok(BTreeMap::from([
+        ("zeroshot-top1".to_owned(), accuracy.top1),
+        ("zeroshot-top5".to_owned(), accuracy.top5),
+        ("zeroshot-chance".to_owned(), 1.0 / accuracy.classes as f64),
+    ]))
+}
+
+/// Pairs of one epoch: as declared, or counted by a pass over the headers.
+fn pairs(args: &Args, loader: &Loader) -> Result<u64> {
+    if let Some(declared) = args.data.train_num_samples {
+        return Ok(declared);
+    }
+    let config = loader.config();
+    Ok(count_pairs(loader.shards(), &config.fields, &config.shard_limits)?.pairs())
+}
+
+fn name(args: &Args) -> String {
+    args.run.name.clone().unwrap_or_else(|| {
+        let time = jiff::Zoned::now().strftime("%Y_%m_%d-%H_%M_%S");
+        let model = Path::new(&args.model.model).file_stem().unwrap_or_default().to_string_lossy();
+        let (lr, batch) = (args.optim.lr, args.optim.batch_size);
+        format!("{time}-model_{model}-lr_{lr}-b_{batch}-{}", args.objective.objective)
+    })
+}
+
+/// The run's folder with `params.txt`, as open_clip lays it out.
+fn open_log(folder: &Path, settings: &Settings) -> Result<Log> {
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let path = folder.join("params.txt");
+    let text: String = settings.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+    std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+    Log::open(folder)
+}
+
+/// What the model is and how much memory it will take.
+fn plan<D: Backend>(config: &encode::ClipConfig, pairs: usize) -> Result<String> {
+    let memory = encode::memory::<D>(config, pairs)?;
+    let parameters = encode::params(config)?.len();
+    let mib = memory.total() as f64 / f64::from(1 << 20);
+    Ok(format!("{parameters} parameters; {mib:.0} MiB of memory for passes of {pairs} pairs"))
+}
+
+fn run_options(
+    args: &Args,
+    folder: &Path,
+    pairs: u64,
+    identity: Settings,
+    model_json: serde_json::Value,
+) -> RunOptions {
+    RunOptions {
+        folder: folder.to_owned(),
+        epochs: args.optim.epochs,
+        samples_per_epoch: pairs,
+        log_every: args.run.log_every_n_steps,
+        save_frequency: args.run.save_frequency,
+        save_every_steps: args.run.save_every_n_steps,
+        delete_previous: args.run.delete_previous_checkpoint,
+        max_nonfinite: args.run.max_nonfinite_steps,
+        eval_frequency: args.data.zeroshot_frequency,
+        identity,
+        model_json,
+        resume_command: resume_command(folder),
+    }
+}
+
+/// This command line, with the run named and `--resume latest`.
+fn resume_command(folder: &Path) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut given = std::env::args();
+    while let Some(word) = given.next() {
+        match word.as_str() {
+            "--resume" | "--name" => drop(given.next()),
+            w if w.starts_with("--resume=") || w.starts_with("--name=") => {}
+            _ => words.push(quoted(word)),
+        }
+    }
+    let name = folder.file_name().map(PathBuf::from).unwrap_or_default();
+    words.extend(["--name".into(), quoted(name.display().to_string())]);
+    words.extend(["--resume".into(), "latest".into()]);
+    words.join(" ")
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: String) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,%+@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word;
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

@@ -1,1 +1,6 @@
-//! TODO
+//! A model → numbers.
+
+pub mod prompts;
+pub mod zeroshot;
+
+pub use zeroshot::{Accuracy, ZeroShot};

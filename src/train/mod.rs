@@ -1,1 +1,7 @@
-//! TODO
+//! Where the stages meet: the step, the loop over steps, and what a run tells.
+
+pub mod step;
+pub mod run;
+pub mod report;
+pub mod log;
+pub mod curve;

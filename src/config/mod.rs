@@ -1,0 +1,181 @@
+//! The flags of `roclip-train`: raw text → checked configuration, before anything starts.
+//!
+//! Names are open_clip's where it has them. A file given with `--config` holds the same names as
+//! TOML keys; the command line overrides it.
+
+mod assemble;
+mod flags;
+
+pub use assemble::{Assembled, assemble, schedule};
+pub use flags::Args;
+
+use crate::encode::ClipConfig;
+use crate::error::{Error, Result};
+use crate::optim::ScheduleKind;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Every setting by its name in open_clip's spelling (`batch_size`), as text.
+pub type Settings = BTreeMap<String, String>;
+
+/// What the command line amounts to.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Checked arguments, and every setting by name as text.
+    Run(Box<Args>, Settings),
+    /// Text to print (`--help`, `--version`, `--list-models`), or a complaint; with the exit code.
+    Print(String, i32),
+}
+
+/// Parses and checks a command line, the program's name first.
+///
+/// # Errors
+/// [`Error::Option`] where a value is out of range, [`Error::Format`] where the `--config` file is
+/// not TOML of flags.
+pub fn parse(command_line: impl IntoIterator<Item = OsString>) -> Result<Parsed> {
+    let mut words: Vec<OsString> = command_line.into_iter().collect();
+    if words.iter().any(|w| w == "--list-models") {
+        return Ok(Parsed::Print(models(), 0));
+    }
+    if let Some(file) = config_file(&words) {
+        let flags = flags_of(&file)?;
+        words.splice(1..1, flags);
+    }
+    let parsed = Args::command()
+        .try_get_matches_from(words)
+        .and_then(|m| Ok((Args::from_arg_matches(&m)?, settings(&m))));
+    match parsed {
+        Ok((args, settings)) => check(&args).map(|()| Parsed::Run(Box::new(args), settings)),
+        Err(stop) => Ok(Parsed::Print(stop.render().to_string(), stop.exit_code())),
+    }
+}
+
+/// The settings in force, defaults included.
+fn settings(matches: &ArgMatches) -> Settings {
+    let flags = Args::command();
+    let ids = flags.get_arguments().map(|arg| arg.get_id().as_str());
+    let text = |id: &str| -> Option<String> {
+        let words: Vec<_> = matches.try_get_raw(id).ok()??.map(|w| w.to_string_lossy()).collect();
+        Some(words.join(" "))
+    };
+    ids.filter_map(|id| Some((id.to_owned(), text(id)?))).collect()
+}
+
+/// The models known by name, with their sizes.
+fn models() -> String {
+    let line = |name: &'static str| {
+        let config = ClipConfig::named(name).expect("the list names what it knows");
+        let side = config.vision_cfg.image_size;
+        let parameters = crate::encode::params(&config).map_or(0, |table| table.len());
+        format!("{name:24} {parameters:>11} parameters, {side} pixels\n")
+    };
+    ClipConfig::names().map(line).collect()
+}
+
+fn config_file(words: &[OsString]) -> Option<PathBuf> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let word = word.to_string_lossy();
+        if word == "--config" {
+            return words.next().map(PathBuf::from);
+        }
+        if let Some(path) = word.strip_prefix("--config=") {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
+/// A TOML file of flags as words of a command line.
+fn flags_of(path: &Path) -> Result<Vec<OsString>> {
+    let wrong = |reason: String| Error::Format { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let mut words = Vec::new();
+    for (key, value) in table {
+        let flag = format!("--{}", key.replace('_', "-"));
+        match value {
+            toml::Value::Boolean(true) => words.push(flag),
+            toml::Value::Boolean(false) => {}
+            toml::Value::Array(items) => {
+                words.push(flag);
+                for item in items {
+                    words.push(scalar(&item).ok_or_else(|| wrong(not_a_flag(&key)))?);
+                }
+            }
+            value => {
+                words.push(flag);
+                words.push(scalar(&value).ok_or_else(|| wrong(not_a_flag(&key)))?);
+            }
+        }
+    }
+    Ok(words.into_iter().map(OsString::from).collect())
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(s) => Some(s.clone()),
+        toml::Value::Integer(i) => Some(i.to_string()),
+        toml::Value::Float(f) => Some(f.to_string()),
+        _ => None,
+    }
+}
+
+fn not_a_flag(key: &str) -> String {
+    format!("{key}: expected a text, a number, true or a list of texts (`batch-size = 64`)")
+}
+
+/// The rules a type cannot express.
+fn check(args: &Args) -> Result<()> {
+    let rule = |holds: bool, flag: &str, got: String, expected: &str| {
+        let (flag, expected) = (flag.to_owned(), expected.to_owned());
+        if holds { Ok(()) } else { Err(Error::Option { flag, got, expected }) }
+    };
+    let at_least_one = |flag: &str, n: u64| rule(n >= 1, flag, n.to_string(), "at least 1");
+    let o = &args.optim;
+    at_least_one("--batch-size", o.batch_size as u64)?;
+    at_least_one("--accum-freq", o.accum_freq as u64)?;
+    at_least_one("--epochs", o.epochs)?;
+    at_least_one("--workers", args.data.workers as u64)?;
+    at_least_one("--shuffle", args.data.shuffle as u64)?;
+    at_least_one("--match-every", args.objective.match_every)?;
+    at_least_one("--save-frequency", args.run.save_frequency)?;
+    at_least_one("--log-every-n-steps", args.run.log_every_n_steps)?;
+    at_least_one("--max-nonfinite-steps", args.run.max_nonfinite_steps)?;
+    at_least_one("--threads", args.model.threads.unwrap_or(1) as u64)?;
+    at_least_one("--save-every-n-steps", args.run.save_every_n_steps.unwrap_or(1))?;
+    let positive = |flag: &str, x: f64| {
+        rule(x.is_finite() && x > 0.0, flag, x.to_string(), "a finite number above 0")
+    };
+    let not_negative = |flag: &str, x: f64| {
+        rule(x.is_finite() && x >= 0.0, flag, x.to_string(), "a finite number, 0 or above")
+    };
+    let decay = |flag: &str, x: f64| {
+        rule((0.0..1.0).contains(&x), flag, x.to_string(), "at least 0 and below 1")
+    };
+    positive("--lr", o.lr)?;
+    positive("--eps", o.eps)?;
+    decay("--beta1", o.beta1)?;
+    decay("--beta2", o.beta2)?;
+    not_negative("--wd", o.wd)?;
+    not_negative("--lr-cooldown-end", o.lr_cooldown_end)?;
+    positive("--lr-cooldown-power", o.lr_cooldown_power)?;
+    positive("--grad-clip-norm", o.grad_clip_norm.unwrap_or(1.0))?;
+    let cooldown = o.epochs_cooldown.unwrap_or(0);
+    let cools = o.lr_scheduler == ScheduleKind::ConstCooldown;
+    rule(
+        if cools { (1..=o.epochs).contains(&cooldown) } else { o.epochs_cooldown.is_none() },
+        "--epochs-cooldown",
+        o.epochs_cooldown.map_or("nothing".into(), |n| n.to_string()),
+        "1 to --epochs with --lr-scheduler const-cooldown, and nothing without it",
+    )?;
+    let device = &args.model.device;
+    rule(device == "cpu", "--device", device.clone(), "cpu")?;
+    let named = args.run.name.is_some() || args.run.resume.as_deref() != Some("latest");
+    rule(named, "--resume latest", "no --name".into(), "--name of the run to continue")?;
+    let name = args.run.name.as_deref().unwrap_or("x");
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+    rule(plain, "--name", format!("{name:?}"), "a plain folder name, without / and leading dot")
+}

@@ -1,0 +1,299 @@
+//! Goal:   the rules of ARCHITECTURE.md hold: who uses whom, one name per operation, short pieces,
+//!         no dead file, no path in a document that does not exist.
+//! Method: reads the sources as text. Crude on purpose: what it misreads fails loudly.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module → what it may use of this crate. `ARCHITECTURE.md` draws the same table.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("rng", &[]),
+    ("backend", &["error"]),
+    ("flow", &["backend", "error"]),
+    ("data", &["flow", "rng", "error"]),
+    ("encode", &["backend", "flow", "rng", "error"]),
+    ("matching", &["backend", "flow", "rng", "error"]),
+    ("objective", &["backend", "flow", "error"]),
+    ("optim", &["backend", "flow", "error"]),
+    ("checkpoint", &["flow", "error"]),
+    ("eval", &["data", "encode", "backend", "flow", "error"]),
+    (
+        "train",
+        &[
+            "data",
+            "encode",
+            "matching",
+            "objective",
+            "optim",
+            "checkpoint",
+            "backend",
+            "flow",
+            "error",
+        ],
+    ),
+    ("config", &["data", "encode", "matching", "objective", "optim", "train", "error"]),
+    ("lib", &["error"]),
+];
+
+const MAX_COLUMNS: usize = 100;
+const MAX_FUNCTION: usize = 70;
+const MAX_FILE: usize = 500;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below `folder` with that extension, as paths relative to the repository.
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push(path.strip_prefix(root()).unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no .{extension} below {folder}: this test looks in the wrong place");
+    found
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    ["src", "tests", "benches", "examples"].iter().flat_map(|f| files(f, "rs")).collect()
+}
+
+/// The top-level module a source file belongs to: `data` for `src/data/text/eda.rs`.
+fn module(path: &Path) -> String {
+    let first = path.components().nth(1).unwrap().as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Code without comments and without what stands behind `#[cfg(test)]`.
+fn product_code(text: &str) -> String {
+    let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+    let lines = code.lines().map(|line| line.split("//").next().unwrap());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Names that follow `crate::` in code, those inside `use crate::{a::…, b}` included.
+fn used_modules(code: &str) -> Vec<String> {
+    let mut used = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            used.push(rest);
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = true;
+        for (i, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && !c.is_whitespace() => {
+                    used.push(&list[i..]);
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    let word = |s: &str| s.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    used.into_iter().map(word).collect()
+}
+
+fn wrong_arrows(path: &Path, code: &str) -> Vec<String> {
+    let from = module(path);
+    let (_, allowed) = ARROWS.iter().find(|(name, _)| *name == from).unwrap_or_else(|| {
+        panic!("{from}: not in the table of arrows; say what it may use");
+    });
+    let is_root = |name: &str| name.starts_with(char::is_uppercase);
+    let wrong = |to: &String| *to != from && !is_root(to) && !allowed.contains(&to.as_str());
+    let name = path.display();
+    used_modules(code).into_iter().filter(wrong).map(|to| format!("{name} uses {to}")).collect()
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let sources = files("src", "rs").into_iter().filter(|p| module(p) != "bin");
+    let wrong: Vec<_> =
+        sources.flat_map(|path| wrong_arrows(&path, &product_code(&read(&path)))).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_wrong_arrow_is_seen() {
+    let path = Path::new("src/optim/planted.rs");
+    for code in ["use crate::train::run;", "use crate::{error::{A, B}, matching::{Pool, X}, flow};"] {
+        assert_eq!(wrong_arrows(path, code).len(), 1, "{code}");
+    }
+    assert_eq!(wrong_arrows(path, "use crate::{error::Result, flow::State};").len(), 0);
+    let table: BTreeMap<_, _> = ARROWS.iter().copied().collect();
+    for (from, to) in ARROWS {
+        for to in *to {
+            assert!(!table[to].contains(from), "{from} and {to} may use each other");
+        }
+    }
+}
+
+#[test]
+fn every_operation_has_all_its_places() {
+    let bench = read("benches/ops.rs");
+    let golden = read("tests/golden/make_ops.py");
+    let ops = files("src/backend/ops", "rs");
+    let ops = ops.iter().map(|p| p.file_stem().unwrap().to_string_lossy().into_owned());
+    let mut missing = Vec::new();
+    for op in ops.filter(|op| op != "mod") {
+        for place in [format!("src/backend/cpu/{op}.rs"), format!("tests/ops/{op}.rs")] {
+            if !root().join(&place).exists() {
+                missing.push(place);
+            }
+        }
+        if !bench.contains(&format!("\"{op}")) {
+            missing.push(format!("a row \"{op}…\" in benches/ops.rs"));
+        }
+        if !golden.contains(&format!("def {op}")) {
+            missing.push(format!("def {op} in tests/golden/make_ops.py"));
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// First line and length of every function longer than the limit.
+fn long_functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut long = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let is_fn = code.starts_with("fn ")
+            || (code.starts_with("pub") || code.starts_with("unsafe") || code.starts_with("const"))
+                && code.contains(" fn ");
+        if !is_fn {
+            continue;
+        }
+        let indent = " ".repeat(line.len() - code.len());
+        let end = format!("{indent}}}");
+        let ends = |l: &&str| **l == end || l.starts_with(&indent) && l.ends_with(';');
+        let body = lines[start..].iter().position(|l| ends(&l)).unwrap_or(0) + 1;
+        let opens = lines[start..start + body].iter().any(|l| l.ends_with('{'));
+        let length = if opens {
+            lines[start..].iter().position(|l| **l == end).map_or(1, |n| n + 1)
+        } else {
+            body
+        };
+        if length > MAX_FUNCTION {
+            long.push((start + 1, length));
+        }
+    }
+    long
+}
+
+#[test]
+fn pieces_are_short() {
+    let mut wrong = Vec::new();
+    for path in rust_files() {
+        let (name, text) = (path.display(), read(&path));
+        if text.lines().count() > MAX_FILE {
+            wrong.push(format!("{name}: {} lines, at most {MAX_FILE}", text.lines().count()));
+        }
+        for (n, line) in text.lines().enumerate() {
+            if line.chars().count() > MAX_COLUMNS {
+                wrong.push(format!("{name}:{}: {} columns", n + 1, line.chars().count()));
+            }
+        }
+        for (line, length) in long_functions(&text) {
+            wrong.push(format!("{name}:{line}: a function of {length} lines"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_long_function_is_seen() {
+    let text = format!("impl X {{\n    fn f(\n        a: u8,\n    ) {{\n{}    }}\n}}\n", "        g();\n".repeat(70));
+    assert_eq!(long_functions(&text), vec![(2, 74)]);
+    assert!(long_functions("fn f() {\n    g();\n}\n").is_empty());
+}
+
+#[test]
+fn no_leftovers() {
+    let words = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "dbg!("];
+    let mut wrong = Vec::new();
+    for path in rust_files().into_iter().filter(|p| !p.ends_with("tidy.rs")) {
+        let text = read(&path);
+        wrong.extend(words.iter().filter(|w| text.contains(**w)).map(|w| (path.clone(), *w)));
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// `unsafe` is for devices only.
+#[test]
+fn unsafe_stays_in_the_backend() {
+    let sources = files("src", "rs").into_iter().filter(|p| !p.starts_with("src/backend/cpu"));
+    let with_unsafe: Vec<_> = sources
+        .filter(|p| product_code(&read(p)).split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe"))
+        .collect();
+    assert!(with_unsafe.is_empty(), "{with_unsafe:?}");
+}
+
+/// A source file nobody declares is not compiled, and nobody would notice.
+#[test]
+fn no_dead_files() {
+    let mut dead = Vec::new();
+    let sources = files("src", "rs").into_iter().filter(|p| module(p) != "bin");
+    let tests = files("tests", "rs").into_iter();
+    for path in sources.chain(tests) {
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let folder = path.parent().unwrap();
+        let (name, parent) = if stem == "mod" {
+            (folder.file_name().unwrap().to_string_lossy().into_owned(), folder.parent().unwrap())
+        } else {
+            (stem, folder)
+        };
+        if name == "lib" || name == "main" {
+            continue;
+        }
+        let declares = ["mod.rs", "lib.rs", "main.rs"].iter().any(|file| {
+            let declaring = root().join(parent).join(file);
+            declaring.exists() && read(&declaring).contains(&format!("mod {name};"))
+        });
+        if !declares {
+            dead.push(path);
+        }
+    }
+    assert!(dead.is_empty(), "no mod declares {dead:?}");
+}
+
+/// What stands in back-quotes in a document and begins like a path of this repository.
+fn named_paths(text: &str) -> Vec<&str> {
+    let tops = ["src/", "tests/", "benches/", "examples/", "demo/", "kernels/", ".ci/"];
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted
+        .filter(|q| tops.iter().any(|top| q.starts_with(top)) && !q.contains([' ', '<', '{', '*']))
+        .collect()
+}
+
+#[test]
+fn documents_name_what_exists() {
+    let mut missing = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "demo/README.md"] {
+        let text = read(document);
+        let gone = named_paths(&text).into_iter().filter(|path| !root().join(path).exists());
+        missing.extend(gone.map(|path| format!("{document}: {path}")));
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert_eq!(named_paths("see `src/none.rs` and `a b`"), ["src/none.rs"]);
+}
