@@ -114,13 +114,15 @@ fn convolve<'a>(out: &mut [f32], weights: &[f32], line: impl Fn(isize) -> &'a [f
     };
     for (group, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
         let start = group * LANES;
-        *out = lanes(0, start).map(|x| x * weights[0]);
+        let mut sum = *lanes(0, start);
+        sum.iter_mut().for_each(|x| *x *= weights[0]);
         for (step, &weight) in (1..).zip(&weights[1..]) {
             let (before, after) = (lanes(-step, start), lanes(step, start));
             for i in 0..LANES {
-                out[i] += weight * (before[i] + after[i]);
+                sum[i] += weight * (before[i] + after[i]);
             }
         }
+        *out = sum;
     }
 }
 

@@ -31,22 +31,21 @@ impl Adjust {
 
 /// Replaces every pixel by its luminance, three equal channels.
 pub fn grayscale(rgb: &mut [u8]) {
-    for pixel in rgb.chunks_exact_mut(3) {
-        pixel.fill(luminance(pixel));
+    for pixel in rgb.as_chunks_mut().0 {
+        *pixel = [luminance(*pixel); 3];
     }
 }
 
 /// ITU-R 601 luminance in 16-bit fixed point, rounded: Pillow's `convert("L")`.
-fn luminance(pixel: &[u8]) -> u8 {
-    let [r, g, b] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
+fn luminance([r, g, b]: [u8; 3]) -> u8 {
+    let (r, g, b) = (u32::from(r), u32::from(g), u32::from(b));
     ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
 }
 
 fn mean_luminance(rgb: &[u8]) -> u8 {
-    let pixels = rgb.chunks_exact(3);
-    let count = pixels.len() as f64;
-    let sum: u64 = pixels.map(|pixel| u64::from(luminance(pixel))).sum();
-    (sum as f64 / count + 0.5) as u8
+    let (pixels, _) = rgb.as_chunks();
+    let sum: u64 = pixels.iter().map(|&pixel| u64::from(luminance(pixel))).sum();
+    (sum as f64 / pixels.len() as f64 + 0.5) as u8
 }
 
 /// Pillow's `Image.blend`: from `a` at factor 0 to `b` at 1 and beyond, truncated and clipped.
@@ -66,11 +65,9 @@ fn blend_with(rgb: &mut [u8], constant: u8, factor: f32) {
 }
 
 fn saturate(rgb: &mut [u8], factor: f32) {
-    for pixel in rgb.chunks_exact_mut(3) {
-        let gray = luminance(pixel);
-        for sample in pixel {
-            *sample = blend(gray, *sample, factor);
-        }
+    for pixel in rgb.as_chunks_mut().0 {
+        let (gray, [r, g, b]) = (luminance(*pixel), *pixel);
+        *pixel = [blend(gray, r, factor), blend(gray, g, factor), blend(gray, b, factor)];
     }
 }
 
@@ -78,9 +75,9 @@ fn turn_hue(rgb: &mut [u8], turn: f64) {
     // torchvision truncates to an integer and lets it wrap around the circle of 256.
     let shift = (turn * 255.0) as i32 as u8;
     let sextants = sextants();
-    for pixel in rgb.chunks_exact_mut(3) {
-        let [h, s, v] = rgb_to_hsv([pixel[0], pixel[1], pixel[2]]);
-        pixel.copy_from_slice(&hsv_to_rgb(&sextants, [h.wrapping_add(shift), s, v]));
+    for pixel in rgb.as_chunks_mut().0 {
+        let [h, s, v] = rgb_to_hsv(*pixel);
+        *pixel = hsv_to_rgb(&sextants, [h.wrapping_add(shift), s, v]);
     }
 }
 
@@ -174,7 +171,7 @@ mod tests {
     #[test]
     fn luminance_equals_pillow_on_every_colour() {
         assert_eq!(
-            sum_over_all(|rgb| [luminance(&rgb); 3]),
+            sum_over_all(|rgb| [luminance(rgb); 3]),
             "7a9ac148696cc08e69745e510ad1a228f087fb9a7bcddb6601fa66e09b516c0b"
         );
     }

@@ -106,7 +106,7 @@ impl Transform {
         assert_eq!(out.len(), picture.len(), "out is [3, S, S]");
         let planes = out.chunks_exact_mut(picture.len() / 3).zip(&self.normalised);
         for (channel, (plane, table)) in planes.enumerate() {
-            for (value, pixel) in plane.iter_mut().zip(picture.chunks_exact(3)) {
+            for (value, pixel) in plane.iter_mut().zip(picture.as_chunks::<3>().0) {
                 *value = table[usize::from(pixel[channel])];
             }
         }
