@@ -1,13 +1,14 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
 mod common;
-mod matching;
-mod objective;
-mod optim;
-mod robust;
+mod damage;
 mod encode;
 mod grad;
+mod matching;
+mod objective;
+mod ops;
+mod optim;
+mod robust;
+mod stream;
 mod text;
 mod transform;
-mod stream;
-mod damage;

@@ -1,7 +1,8 @@
 //! What several test modules share.
 
-#![allow(dead_code, reason = "not every helper is used by every set of test modules")]
+#![allow(dead_code, unused_imports, reason = "not every helper is used by every set of modules")]
 
+pub mod bound;
 pub mod golden;
 pub mod shards;
 pub mod threads_comm;
