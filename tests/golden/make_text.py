@@ -71,7 +71,11 @@ http://example.com/a_b-c.html?x=1&y=2 @user #hashtag $5.99 50% (c) [x] {y}""".sp
     "", " ", "\n\t\r\n", "\0", "\ufeffBOM", "tab\tand\x0bVT\x0cFF\x1cFS\x85NEL\u2028LS\u3000IS",
     "\x1b[1;31mred\x1b[0m \x1b[K \x1b[\u0663m \x1b", "cat " * 74, "cat " * 75, "cat " * 76,
     "cat " * 500, "x" * 1000, "ab" * 400, "!" * 300, "é" * 300, "北" * 200, "😀" * 100,
-    "\ud7ff\ue000\uffff\U0010ffff", "the \ufffd end", "&" * 50, "&amp;" * 60, "<" * 100]
+    "\ud7ff\ue000\uffff\U0010ffff", "the \ufffd end", "&" * 50, "&amp;" * 60, "<" * 100,
+    "Ã quele lugar sÃ³", "sÃ³ Ã s vezes", "sÃ³ Ã  la carte", "nÃ£o Ã quilo Ã quela", "comme Ã la maison",
+    "x Â y", "caf√© – bar √©", "schÃ¶n À\nx", "schÃ¶n À\n", "schÃ¶n À", "schÃ¶n À\x80 x",
+    "sÃ³ í\xa0\x80í°\n", "sÃ³ í\xa0\x80í°\x80 x", "sÃ³ í\xa0\x80 x", "itГўВЂВ™s fine", "ГўВЂВxa",
+    "\x1b[\u0663m red \x1b[\xb2m"]
 
 
 class Captions:
@@ -182,7 +186,7 @@ carries carried paint painted go went gone watch watches big bigger biggest happ
 nicer red old older good better best quickly slowly very well far farther black white beautiful
 wooden small smaller ancient bright brightest""".split()
 PLURALS = """dogs cats horses churches buses knives leaves wolves boxes foxes dishes babies geese
-mice oxen axes men women children cities photographs pictures""".split()
+mice oxen axes believes handkerchieves men women children cities photographs pictures""".split()
 UNKNOWN = ["xqzt", "wug", "blorft"]
 PARTS = [("n", "noun"), ("v", "verb"), ("a", "adj"), ("r", "adv")]
 

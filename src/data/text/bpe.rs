@@ -165,8 +165,9 @@ impl Bpe {
         while let Some(Reverse((id, place))) = heap.pop() {
             let left = place as usize;
             let right = after[left] as usize;
-            // An entry is stale when one of its two tokens has meanwhile merged with another.
-            if right >= n || ids[left] == NONE || merged(ids[left], ids[right]) != Some(id) {
+            // An entry is stale when one of its two tokens has meanwhile merged with another; what
+            // is gone (NONE) merges with nothing.
+            if right >= n || merged(ids[left], ids[right]) != Some(id) {
                 continue;
             }
             ids[left] = id;

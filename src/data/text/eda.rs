@@ -140,11 +140,9 @@ fn swap<'a>(mut words: Vec<&'a str>, n: usize, rng: &mut Rng) -> Vec<&'a str> {
     words
 }
 
-/// Drops each word with probability [`SHARE`], but never all: then a random one stays.
+/// Drops each word with probability [`SHARE`], but never all: then a random one stays. So a single
+/// word always does.
 fn delete<'a>(words: Vec<&'a str>, rng: &mut Rng) -> Vec<&'a str> {
-    if words.len() == 1 {
-        return words;
-    }
     let kept: Vec<&str> = words.iter().copied().filter(|_| !rng.chance(SHARE)).collect();
     if kept.is_empty() { vec![words[below(words.len(), rng)]] } else { kept }
 }

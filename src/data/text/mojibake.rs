@@ -413,7 +413,7 @@ fn fix_parts(text: &str, depth: usize) -> String {
         let (part, tail) = rest.split_at(length.max(c.len_utf8()));
         rest = tail;
         inside = part.chars().next_back().is_some_and(|c| strict.contains(c));
-        if length > 0 && part.len() < text.len() && is_bad(part) {
+        if length > 0 && part.len() < text.len() {
             out.push_str(&fix_nested(part.to_owned(), depth + 1));
         } else {
             out.push_str(part);
