@@ -86,16 +86,15 @@ fn every_byte_of_a_header_flipped_costs_one_pair_at_most_and_names_it() {
     for name in ["000000.png", "000005.png", "000005.txt", "000011.txt"] {
         let at = header_of(&tar, name);
         let lost: u32 = name[..6].parse().unwrap();
-        let mut untouched = 0;
         for byte in 0..BLOCK {
             for flip in [0x01, 0x80, 0xff] {
                 let mut tar = tar.clone();
                 tar[at + byte] ^= flip;
                 let report = read(&tar);
                 if report.damage.is_empty() {
-                    untouched += 1;
                     assert_eq!(report.kept, keys(0, 12), "{name} byte {byte}");
-                    assert!((148..156).contains(&byte), "{name} byte {byte} passed unseen");
+                    // What ends the field of the checksum: the sum is still the sum.
+                    assert!((154..156).contains(&byte), "{name} byte {byte} passed unseen");
                     continue;
                 }
                 assert_eq!(report.damage, [(at as u64, Reason::DamagedHeader)]);
@@ -104,8 +103,6 @@ fn every_byte_of_a_header_flipped_costs_one_pair_at_most_and_names_it() {
                 assert_eq!(report.skipped, [named], "{name} byte {byte}");
             }
         }
-        // Only what ends the checksum field may change unseen: the sum is still the sum.
-        assert!(untouched < 12, "{untouched}");
     }
 }
 
