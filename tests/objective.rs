@@ -7,7 +7,7 @@
 use crate::common::golden;
 use crate::common::threads_comm::ThreadsComm;
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Communicator, Device, Float, Slot, Solo, View, ViewMut};
+use roclip::backend::{Communicator, Device, Slot, Solo, View, ViewMut};
 use roclip::objective::{ClipLoss, LogitScale, Targets};
 use roclip::rng::{Domain, Rng};
 use serde::Deserialize;
