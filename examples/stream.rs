@@ -20,7 +20,7 @@ fn main() -> roclip::Result<()> {
     let loader = Loader::new(config)?;
     let mut epoch = loader.epoch(Position::start_of(0))?;
     let started = Instant::now();
-    while let Some(batch) = epoch.next() {
+    for batch in epoch.by_ref() {
         let batch = batch?;
         // `batch.images` is [N, 3, H, W]; `batch.captions` packs the token ids; `batch.samples`
         // tells where each pair came from.

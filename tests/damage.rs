@@ -223,13 +223,12 @@ fn names_are_keys_and_never_paths() {
         bytes.push((named(b".txt"), b'0', b"caption".to_vec()));
     }
     bytes[4].2.clear();
-    bytes.push((b"hard.png".to_vec(), b'1', Vec::new()));
-    bytes.push((b"dev.png".to_vec(), b'3', Vec::new()));
-    bytes.push((b"dir.png".to_vec(), b'5', Vec::new()));
+    for (name, typeflag) in [("hard.png", b'1'), ("dev.png", b'3'), ("dir.png", b'5')] {
+        bytes.push((name.into(), typeflag, Vec::new()));
+    }
     bytes.push((b"././@LongLink".to_vec(), b'L', long.into_bytes()));
     bytes.push((b"d.png".to_vec(), b'0', png(2)));
-    let pax = b"26 path=nul\0in/name/a.txt\n".to_vec();
-    bytes.push((b"pax".to_vec(), b'x', pax));
+    bytes.push((b"pax".to_vec(), b'x', b"26 path=nul\0in/name/a.txt\n".to_vec()));
     bytes.push((b"a.txt".to_vec(), b'0', b"caption".to_vec()));
     let members: Vec<_> = bytes.iter().map(|(n, t, d)| (&n[..], *t, &d[..])).collect();
     let report = read(&raw_tar(&members));
@@ -238,8 +237,7 @@ fn names_are_keys_and_never_paths() {
     for key in ["link", "hard", "dev", "dir"] {
         assert_eq!(reason(key), Some(Reason::NotAFile), "{key}: {report:?}");
     }
-    assert_eq!(report.damage.len(), 1);
-    assert_eq!(report.damage[0].1, Reason::NameTooLong);
+    assert!(matches!(report.damage[..], [(_, Reason::NameTooLong)]), "{report:?}");
     assert!(reason("nul\0in/name/a").is_some(), "{report:?}");
 }
 
@@ -360,8 +358,8 @@ fn a_bomb_is_stopped_and_what_came_before_is_kept() {
     assert!(packed.len() < 100_000);
     let outcome = load_bytes(&packed);
     assert_eq!(outcome.keys, keys(0, 3));
-    assert_eq!(outcome.entries.len(), 1);
-    assert_eq!(outcome.entries[0].reason, Reason::InflationBomb);
+    let reasons: Vec<_> = outcome.entries.iter().map(|e| e.reason).collect();
+    assert_eq!(reasons, [Reason::InflationBomb]);
 }
 
 #[test]
@@ -384,7 +382,7 @@ fn shards_that_are_none_and_lists_with_holes() {
         put(name, &[0xa5; 5000]);
     }
     let outcome = load(config);
-    let error = outcome.error.expect("no shard is readable");
+    let error = outcome.error.unwrap();
     assert!(error.contains("none of 5") && outcome.entries.len() == 5, "{error}");
     // An empty archive is a shard like any other.
     put("00.tar", &[0; 1024]);

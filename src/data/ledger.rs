@@ -89,11 +89,17 @@ impl Fault {
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         if detail.len() > DETAIL_BYTES {
-            detail.truncate(detail.floor_char_boundary(DETAIL_BYTES));
+            cut(&mut detail, DETAIL_BYTES);
             detail.push('…');
         }
         Self { reason, detail }
     }
+}
+
+/// Cuts a text to at most `bytes`, between characters.
+pub(super) fn cut(text: &mut String, bytes: usize) {
+    let end = (0..=bytes.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
 }
 
 /// One line of the ledger. With a `key` it is a skipped pair; without, a damaged shard.

@@ -37,6 +37,8 @@ use sequence::Sequencer;
 
 /// Assembled batches that wait for the consumer.
 const READY_BATCHES: usize = 2;
+/// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
+const MAX_ENTRIES: usize = 100_000;
 /// Pairs under way for each worker: being decoded, or decoded and waiting for an earlier one.
 const WINDOW_PER_WORKER: usize = 8;
 
@@ -250,12 +252,11 @@ impl Loader {
             });
         }
         let workers = self.config.workers;
-        let (slot_sender, slots) = bounded(workers * WINDOW_PER_WORKER);
-        let (job_sender, jobs) = bounded(workers * 2);
-        let (deliver, deliveries) = bounded(READY_BATCHES);
         let (stop, clocks) = (Arc::new(AtomicBool::new(false)), Arc::new(Clocks::default()));
+        // Before the channels: should a thread not start, their ends must go first, or those
+        // that did start would wait for one another.
         let mut epoch = Epoch {
-            deliveries: Some(deliveries),
+            deliveries: None,
             threads: Vec::new(),
             stop: Arc::clone(&stop),
             position: start.clone(),
@@ -265,6 +266,9 @@ impl Loader {
             started: Instant::now(),
             workers,
         };
+        let (slot_sender, slots) = bounded(workers * WINDOW_PER_WORKER);
+        let (job_sender, jobs) = bounded(workers * 2);
+        let (deliver, deliveries) = bounded(READY_BATCHES);
         let sequencer = Sequencer::new(
             Arc::clone(&self.config),
             Arc::clone(&self.shards),
@@ -281,6 +285,7 @@ impl Loader {
         }
         let assembler = Assembler::new(&self.config, start, deliver);
         epoch.spawn("assembler", move || assembler.run(&slots))?;
+        epoch.deliveries = Some(deliveries);
         Ok(epoch)
     }
 }
@@ -340,6 +345,7 @@ impl Epoch {
     }
 
     /// The ledger's new lines: what was met up to [`position`](Self::position), since last asked.
+    /// Beyond 100,000 of them faults are only counted, in the tally.
     pub fn take_entries(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.entries)
     }
@@ -358,6 +364,12 @@ impl Epoch {
             read_blocked: share(&self.clocks.read_blocked, 1),
             decode_busy: share(&self.clocks.decode_busy, self.workers),
         }
+    }
+
+    fn arrive(&mut self, position: Position, entries: Vec<Entry>) {
+        self.position = position;
+        let room = MAX_ENTRIES.saturating_sub(self.entries.len());
+        self.entries.extend(entries.into_iter().take(room));
     }
 
     /// Ends the threads. A pipe that sends nothing cannot be interrupted: then they are left to
@@ -382,19 +394,17 @@ impl Iterator for Epoch {
         let delivery = deliveries.recv();
         add_since(&self.clocks.consumer_wait, since);
         match delivery {
-            Ok(Delivery::Batch(batch, position, mut entries)) => {
-                self.position = position;
-                self.entries.append(&mut entries);
+            Ok(Delivery::Batch(batch, position, entries)) => {
+                self.arrive(position, entries);
                 Some(Ok(batch))
             }
-            Ok(Delivery::End(position, mut entries)) => {
-                self.position = position;
-                self.entries.append(&mut entries);
+            Ok(Delivery::End(position, entries)) => {
+                self.arrive(position, entries);
                 self.close();
                 None
             }
-            Ok(Delivery::Failed(error, mut entries)) => {
-                self.entries.append(&mut entries);
+            Ok(Delivery::Failed(error, position, entries)) => {
+                self.arrive(position, entries);
                 self.close();
                 Some(Err(error))
             }

@@ -5,7 +5,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::super::ledger::{Entry, Tally};
 use super::prepare::Prepared;
 use super::sequence::Slot;
-use super::{LoaderConfig, Position};
+use super::{LoaderConfig, MAX_ENTRIES, Position};
 use crate::error::Error;
 use crate::flow::{Batch, PackedTokens, SampleId};
 
@@ -17,7 +17,7 @@ pub(super) enum Delivery {
     /// The end of the epoch.
     End(Position, Vec<Entry>),
     /// No shard could be read.
-    Failed(Error, Vec<Entry>),
+    Failed(Error, Position, Vec<Entry>),
 }
 
 pub(super) struct Assembler {
@@ -65,8 +65,8 @@ impl Assembler {
                     self.position.next_seq += 1;
                 }
                 Slot::Failed(error) => {
-                    let entries = std::mem::take(&mut self.entries);
-                    let _ = self.deliver.send(Delivery::Failed(error, entries));
+                    let failed = Delivery::Failed(error, self.position, self.entries);
+                    let _ = self.deliver.send(failed);
                     return;
                 }
                 Slot::End => return self.finish(),
@@ -84,7 +84,9 @@ impl Assembler {
     fn ledger(&mut self, entry: Entry) {
         self.tally().count(&entry);
         self.position.next_seq += u64::from(entry.is_pair());
-        self.entries.push(entry);
+        if self.entries.len() < MAX_ENTRIES {
+            self.entries.push(entry);
+        }
     }
 
     fn push(&mut self, id: SampleId, row: Prepared) {
