@@ -80,18 +80,7 @@ fn is_mlp_ratio(x: &f64) -> bool {
     *x == mlp_ratio()
 }
 
-/// The built-in models. The first two are open_clip's; the others are small enough to train on a
-/// CPU, with CLIP's whole vocabulary and context, so that captions mean the same to all of them.
-///
-/// | name               | pictures, patch | image blocks × width | text blocks × width | parameters  |
-/// |--------------------|-----------------|----------------------|---------------------|-------------|
-/// | `ViT-B-32`         | 224 px, 32      | 12 × 768             | 12 × 512            | 151,277,313 |
-/// | `ViT-B-16`         | 224 px, 16      | 12 × 768             | 12 × 512            | 149,620,737 |
-/// | `ViT-tiny-16`      | 224 px, 16      | 12 × 192             | 6 × 192             |  17,769,025 |
-/// | `ViT-micro-4-32px` | 32 px, 4        | 6 × 192              | 4 × 128             |   9,860,225 |
-/// | `ViT-nano-8-32px`  | 32 px, 8        | 4 × 128              | 3 × 128             |   7,782,401 |
-///
-/// Each also exists with `-quickgelu` behind its name.
+/// See [`ClipConfig::named`].
 const NAMED: [(&str, &str); 5] = [
     ("ViT-B-32", include_str!("configs/ViT-B-32.json")),
     ("ViT-B-16", include_str!("configs/ViT-B-16.json")),
@@ -109,7 +98,19 @@ impl ClipConfig {
         NAMED.iter().map(|(name, _)| *name)
     }
 
-    /// A built-in model; `None` where there is none of that name.
+    /// A built-in model. The first two are open_clip's; the others are small enough to train on a
+    /// CPU, with CLIP's whole vocabulary and context, so that captions mean the same to all.
+    ///
+    /// | name               | pictures, patch | image blocks | text blocks | parameters  |
+    /// |--------------------|-----------------|--------------|-------------|-------------|
+    /// | `ViT-B-32`         | 224 px, 32      | 12 × 768     | 12 × 512    | 151,277,313 |
+    /// | `ViT-B-16`         | 224 px, 16      | 12 × 768     | 12 × 512    | 149,620,737 |
+    /// | `ViT-tiny-16`      | 224 px, 16      | 12 × 192     | 6 × 192     | 17,769,025  |
+    /// | `ViT-micro-4-32px` | 32 px, 4        | 6 × 192      | 4 × 128     | 9,860,225   |
+    /// | `ViT-nano-8-32px`  | 32 px, 8        | 4 × 128      | 3 × 128     | 7,782,401   |
+    ///
+    /// Blocks are given as number × width. Each also exists with `-quickgelu` behind its name.
+    /// `None` where there is none of that name.
     pub fn named(name: &str) -> Option<Self> {
         let (base, quick_gelu) = match name.strip_suffix("-quickgelu") {
             Some(base) => (base, true),
@@ -121,8 +122,8 @@ impl ClipConfig {
     }
 
     /// A built-in model by name, or a JSON file: open_clip's model configuration, or an
-    /// `open_clip_config.json`, of which `model_cfg` is read (how pictures are normalised is not the
-    /// model's concern).
+    /// `open_clip_config.json`, of which `model_cfg` is read (how pictures are normalised is not
+    /// the model's concern).
     ///
     /// # Errors
     /// [`Error::Option`]: neither a built-in name nor a file, or a value that cannot be built;

@@ -54,7 +54,8 @@ impl LayerNorm {
         layernorm::forward(pass.device, x, weight, &mut acts.stats, y)
     }
 
-    /// From `dy` `[rows, C]` the parameters' gradients, added, and `dx` `[rows, C]`, set or added to.
+    /// From `dy` `[rows, C]` the parameters' gradients, added, and `dx` `[rows, C]`, set or added
+    /// to.
     ///
     /// # Errors
     /// As [`LayerNorm::forward`].

@@ -221,9 +221,9 @@ impl<D: Backend> Clip<D> {
     /// Features `out` `[n, D]`, not normalised, of `captions`; 1 ≤ n ≤ `max_pairs`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where a caption is empty or longer than the context, a token id is
-    /// not in the vocabulary, or an extent disagrees, before the device sees any of it; those of the
-    /// device.
+    /// [`crate::Error::Shape`] where a caption is empty or longer than the context, or a token id
+    /// is not in the vocabulary: before the device sees any of it; or where an extent disagrees.
+    /// Those of the device.
     pub fn encode_text(
         &mut self,
         device: &D,

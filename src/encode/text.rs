@@ -1,7 +1,7 @@
 //! The text tower: a causal transformer that reads its answer where the caption ends.
 //!
-//! Captions come packed, without padding: no token sees a later one, so what a padded tower computes
-//! behind the end of text is never read.
+//! Captions come packed, without padding: no token sees a later one, so what a padded tower
+//! computes behind the end of text is never read.
 
 use super::block::{BlockGradients, BlockShape};
 use super::config::ClipConfig;
@@ -173,8 +173,8 @@ impl Text {
     /// `out` `[N, D]` from `captions`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where a caption is empty or too long, a token id unknown, or an extent
-    /// disagrees; those of the device.
+    /// [`crate::Error::Shape`] where a caption is empty or too long, a token id unknown, or an
+    /// extent disagrees; those of the device.
     pub fn forward<D: Backend>(
         &self,
         pass: Pass<'_, D>,
