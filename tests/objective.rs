@@ -58,7 +58,7 @@ fn evaluate<F: CpuFloat>(case: &Case, comm: &impl Communicator<Cpu<F>>) -> Answe
     loss.normalize_texts(&device, comm, View::all(&text)).unwrap();
     let mut targets = Targets::Own;
     if let Some(substitutes) = &case.substitutes {
-        device.upload(&convert(&substitutes[part]), loss.substitute_texts()).unwrap();
+        device.upload(&convert(&substitutes[part]), loss.for_matching().1).unwrap();
         targets = Targets::Matched;
     }
     let weights = device.weights(&convert(&[9.0, case.logit_scale, -9.0])).unwrap();

@@ -109,15 +109,6 @@ impl Objective {
             Self::Clip | Self::Paper | Self::RoClip => step,
         }
     }
-
-    /// The epoch that keys the random draws of caption augmentation in `epoch`: always 0 where
-    /// captions are augmented once per run.
-    pub fn caption_epoch(self, epoch: u64) -> u64 {
-        match self {
-            Self::Official => 0,
-            Self::Clip | Self::Paper | Self::RoClip => epoch,
-        }
-    }
 }
 
 impl fmt::Display for Objective {
@@ -179,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn insertion_freezing_schedule_and_augmentation() {
+    fn insertion_freezing_and_schedule() {
         let inserts =
             |objective: Objective| [1, 2, 3, 4].map(|epoch| objective.inserts_in(epoch, 2));
         assert_eq!(inserts(Clip), [false; 4]);
@@ -188,7 +179,6 @@ mod tests {
         assert_eq!(inserts(RoClip), [true; 4]);
         assert_eq!(Objective::ALL.map(Objective::freezes_text), [false, false, false, true]);
         assert_eq!(Objective::ALL.map(|o| o.schedule_step(7, 5)), [7, 7, 12, 7]);
-        assert_eq!(Objective::ALL.map(|o| o.caption_epoch(3)), [3, 3, 0, 3]);
         assert_eq!(Objective::ALL.map(Objective::has_pool), [false, true, true, true]);
     }
 }

@@ -153,11 +153,6 @@ impl<D: Backend> ClipLoss<D> {
         (View::all(&self.images.local), ViewMut::all(&mut self.substitutes.local))
     }
 
-    /// `[N, D]` where substitutes for the captions of this rank are written.
-    pub fn substitute_texts(&mut self) -> ViewMut<'_, D, D::Act> {
-        ViewMut::all(&mut self.substitutes.local)
-    }
-
     /// `[N]` logits between each image of this rank and its target, `exp(logit_scale)` times their
     /// inner product, of the latest [`ClipLoss::forward`].
     pub fn own(&self) -> View<'_, D, D::Acc> {

@@ -296,7 +296,8 @@ def largest_difference(a, b):
 def main():
     write("robust_loss.json", losses())
     cases = [("by_shape", 0.98, 1e-6, 0.2, 1.0), ("by_name", 0.999, 1e-8, 0.1, None)]
-    write("robust_adamw.json", {"shapes": list(SHAPES.items()), "cases": [adamw_case(*c) for c in cases]})
+    cases = [adamw_case(*case) for case in cases]
+    write("robust_adamw.json", {"shapes": list(SHAPES.items()), "cases": cases})
     write("robust_schedule.json", schedules())
     for objective in ("clip", "paper", "official", "roclip"):
         golden = run(objective, 0.0)
