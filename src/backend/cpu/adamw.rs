@@ -1,5 +1,6 @@
 //! `adamw` on the CPU: one pass over each slot.
 
+use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::adamw::{AdamW, AdamWStep};
 use crate::backend::{Slot, View, ViewMut};
@@ -88,12 +89,14 @@ impl<F: CpuFloat> Rates<F> {
     }
 }
 
-fn update<F: CpuFloat>(r: &Rates<F>, w: &mut [F], m: &mut [F], v: &mut [F], g: &[F]) {
-    for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-        let g = g * r.clip;
-        *m = r.beta1 * *m + r.one_minus_beta1 * g;
-        *v = r.beta2 * *v + r.one_minus_beta2 * (g * g);
-        let denominator = v.sqrt() * r.inv_root_correction + r.eps;
-        *w = *w * r.keep - r.step_size * *m / denominator;
+vectorised! {
+    fn update<F: CpuFloat>(r: &Rates<F>, w: &mut [F], m: &mut [F], v: &mut [F], g: &[F]) {
+        for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * r.clip;
+            *m = r.beta1 * *m + r.one_minus_beta1 * g;
+            *v = r.beta2 * *v + r.one_minus_beta2 * (g * g);
+            let denominator = v.sqrt() * r.inv_root_correction + r.eps;
+            *w = *w * r.keep - r.step_size * *m / denominator;
+        }
     }
 }

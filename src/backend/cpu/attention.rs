@@ -1,7 +1,8 @@
 //! `attention` on the CPU: one task a sequence; within it head by head, and block by block of
 //! queries: scores, softmax and their product with the values, in scratch memory of one block.
 
-use super::gemm::{Mat, gemm};
+use super::gemm::Mat;
+use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::attention::{Attention, AttentionShape, Mask};
 use crate::backend::{View, ViewMut, Write};
@@ -27,7 +28,7 @@ impl<F: CpuFloat> Attention for Cpu<F> {
             let qkv = &qkv[tokens.start * 3 * width..tokens.end * 3 * width];
             self.scratch(QUERIES.min(len) * len, |p| {
                 for head in 0..shape.heads {
-                    forward(shape, head, qkv, p, out, lse);
+                    forward(self, shape, head, qkv, p, out, lse);
                 }
             });
         };
@@ -59,7 +60,7 @@ impl<F: CpuFloat> Attention for Cpu<F> {
             self.scratch(2 * block, |scratch| {
                 let (p, ds) = scratch.split_at_mut(block);
                 for head in 0..shape.heads {
-                    backward(shape, head, &saved, dout, p, ds, dqkv);
+                    backward(self, shape, head, &saved, dout, p, ds, dqkv);
                 }
             });
         };
@@ -110,6 +111,7 @@ fn seen(shape: AttentionShape, i: usize, len: usize) -> usize {
 
 /// One head of one sequence: `qkv` `[len, 3, C]`, `out` `[len, C]`, `lse` `[len, heads]`.
 fn forward<F: CpuFloat>(
+    cpu: &Cpu<F>,
     shape: AttentionShape,
     head: usize,
     qkv: &[F],
@@ -124,7 +126,7 @@ fn forward<F: CpuFloat>(
         let block = start..(start + QUERIES).min(len);
         let n = keys(shape, &block, len);
         let q = Mat::rows(&q[start * 3 * width..], 3 * width);
-        gemm([block.len(), d, n], q, Mat::cols(k, 3 * width), Write::Set, p, n);
+        cpu.gemm_here([block.len(), d, n], q, Mat::cols(k, 3 * width), Write::Set, p, n);
         for (i, p) in block.clone().zip(p.chunks_exact_mut(n)) {
             let (row, hidden) = p.split_at_mut(seen(shape, i, len));
             lse[i * shape.heads + head] = softmax(row, scale);
@@ -132,27 +134,21 @@ fn forward<F: CpuFloat>(
         }
         let out = &mut out[start * width + head * d..];
         let (p, v) = (Mat::rows(p, n), Mat::rows(v, 3 * width));
-        gemm([block.len(), n, d], p, v, Write::Set, out, width);
+        cpu.gemm_here([block.len(), n, d], p, v, Write::Set, out, width);
     }
 }
 
-/// `x = softmax(scale·x)`; returns the logarithm of the denominator.
-fn softmax<F: CpuFloat>(x: &mut [F], scale: F) -> F {
-    let mut max = F::NEG_INFINITY;
-    for x in x.iter_mut() {
-        *x *= scale;
-        if *x > max {
-            max = *x;
-        }
+vectorised! {
+    /// `x = softmax(scale·x)`; returns the logarithm of the denominator.
+    fn softmax<F: CpuFloat>(x: &mut [F], scale: F) -> F {
+        x.iter_mut().for_each(|x| *x *= scale);
+        let max = simd::max(x);
+        x.iter_mut().for_each(|x| *x = (*x - max).exp());
+        let sum = simd::sum(x, x, |x, _| x);
+        let inv = F::ONE / sum;
+        x.iter_mut().for_each(|x| *x *= inv);
+        max + F::from_f64(sum.to_f64().ln())
     }
-    let mut sum = F::ZERO;
-    for x in x.iter_mut() {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
-    let inv = F::ONE / sum;
-    x.iter_mut().for_each(|x| *x *= inv);
-    max + F::from_f64(sum.to_f64().ln())
 }
 
 /// What the forward left of one sequence.
@@ -164,7 +160,9 @@ struct Saved<'a, F> {
 
 /// One head of one sequence. Blocks of queries go from the last to the first: the last sees every
 /// key, so it sets the gradients of keys and values and the others add.
+#[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
 fn backward<F: CpuFloat>(
+    cpu: &Cpu<F>,
     shape: AttentionShape,
     head: usize,
     saved: &Saved<F>,
@@ -183,11 +181,25 @@ fn backward<F: CpuFloat>(
         let (m, n) = (block.len(), keys(shape, &block, len));
         let q = &q[start * 3 * width..];
         let dout = &dout[start * width + head * d..];
-        gemm([m, d, n], Mat::rows(q, 3 * width), Mat::cols(k, 3 * width), Write::Set, p, n);
-        gemm([m, d, n], Mat::rows(dout, width), Mat::cols(v, 3 * width), Write::Set, ds, n);
+        cpu.gemm_here(
+            [m, d, n],
+            Mat::rows(q, 3 * width),
+            Mat::cols(k, 3 * width),
+            Write::Set,
+            p,
+            n,
+        );
+        cpu.gemm_here(
+            [m, d, n],
+            Mat::rows(dout, width),
+            Mat::cols(v, 3 * width),
+            Write::Set,
+            ds,
+            n,
+        );
         for (r, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).take(m).enumerate() {
             let out = &saved.out[(start + r) * width + head * d..][..d];
-            let delta = out.iter().zip(&dout[r * width..]).map(|(&o, &d)| o * d).sum();
+            let delta = simd::sum(out, &dout[r * width..][..d], |o, d| o * d);
             let (row, hidden) = p.split_at_mut(seen(shape, start + r, len));
             hidden.fill(F::ZERO);
             ds[row.len()..].fill(F::ZERO);
@@ -196,17 +208,26 @@ fn backward<F: CpuFloat>(
         let [dq, dk, dv] = [0, 1, 2].map(|part| part * width + head * d);
         let (ds_rows, ds_cols, p_cols) = (Mat::rows(ds, n), Mat::cols(ds, n), Mat::cols(p, n));
         let (keys, stride) = (Mat::rows(k, 3 * width), 3 * width);
-        gemm([m, n, d], ds_rows, keys, Write::Set, &mut dqkv[start * stride + dq..], stride);
-        gemm([n, m, d], ds_cols, Mat::rows(q, stride), write, &mut dqkv[dk..], stride);
-        gemm([n, m, d], p_cols, Mat::rows(dout, width), write, &mut dqkv[dv..], stride);
+        cpu.gemm_here(
+            [m, n, d],
+            ds_rows,
+            keys,
+            Write::Set,
+            &mut dqkv[start * stride + dq..],
+            stride,
+        );
+        cpu.gemm_here([n, m, d], ds_cols, Mat::rows(q, stride), write, &mut dqkv[dk..], stride);
+        cpu.gemm_here([n, m, d], p_cols, Mat::rows(dout, width), write, &mut dqkv[dv..], stride);
         write = Write::Add;
     }
 }
 
-/// From raw scores `p` and `ds = dP`: `p = exp(scale·p − lse)`, `ds = scale·p·(dP − delta)`.
-fn softmax_backward<F: CpuFloat>(p: &mut [F], ds: &mut [F], lse: F, delta: F, scale: F) {
-    for (p, ds) in p.iter_mut().zip(ds) {
-        *p = (*p * scale - lse).exp();
-        *ds = scale * *p * (*ds - delta);
+vectorised! {
+    /// From raw scores `p` and `ds = dP`: `p = exp(scale·p − lse)`, `ds = scale·p·(dP − delta)`.
+    fn softmax_backward<F: CpuFloat>(p: &mut [F], ds: &mut [F], lse: F, delta: F, scale: F) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = (*p * scale - lse).exp();
+            *ds = scale * *p * (*ds - delta);
+        }
     }
 }

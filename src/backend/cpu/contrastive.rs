@@ -1,6 +1,7 @@
 //! `contrastive` on the CPU: blocks of rows × tiles of columns, the softmax's sums running along.
 
-use super::gemm::{Mat, gemm};
+use super::gemm::Mat;
+use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::contrastive::{Contrastive, ContrastiveGrads, ContrastiveShape};
 use crate::backend::{View, ViewMut, Weight, Write};
@@ -32,7 +33,7 @@ impl<F: CpuFloat> Contrastive for Cpu<F> {
             blocks.for_each(|(block, ((lse, own), rows))| {
                 let first = shape.offset + block * ROWS;
                 self.scratch(ROWS * COLS, |tile| {
-                    forward(shape.width, first, rows, cols, scale, tile, lse, own);
+                    forward(self, shape.width, first, rows, cols, scale, tile, lse, own);
                 });
             });
         });
@@ -66,7 +67,7 @@ impl<F: CpuFloat> Contrastive for Cpu<F> {
                     lse: &row_lse[first..first + n],
                 };
                 self.scratch(ROWS * COLS, |tile| {
-                    backward(&rows, cols, col_lse, scale, weight, tile, drows);
+                    backward(self, &rows, cols, col_lse, scale, weight, tile, drows);
                 });
             });
         });
@@ -82,6 +83,7 @@ impl<F: CpuFloat> Contrastive for Cpu<F> {
 /// Log-sum-exp and own logit of one block of rows, the first of which belongs to column `first`.
 #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
 fn forward<F: CpuFloat>(
+    cpu: &Cpu<F>,
     width: usize,
     first: usize,
     rows: &[F],
@@ -96,12 +98,12 @@ fn forward<F: CpuFloat>(
     for (at, cols) in cols.chunks(COLS * width).enumerate() {
         let (at, n) = (at * COLS, cols.len() / width);
         let (r, c) = (Mat::rows(rows, width), Mat::cols(cols, width));
-        gemm([lse.len(), width, n], r, c, Write::Set, tile, n);
+        cpu.gemm_here([lse.len(), width, n], r, c, Write::Set, tile, n);
         for (i, logits) in tile.chunks_exact_mut(n).take(lse.len()).enumerate() {
-            logits.iter_mut().for_each(|l| *l *= scale);
-            let top = logits.iter().fold(max[i], |m, &l| if l > m { l } else { m });
-            let tail: F = logits.iter().map(|&l| (l - top).exp()).sum();
-            sum[i] = sum[i] * (max[i] - top).exp().to_f64() + tail.to_f64();
+            let here = to_logits(logits, scale);
+            let top = if here > max[i] { here } else { max[i] };
+            let before = sum[i] * (max[i] - top).exp().to_f64();
+            sum[i] = before + exponentials(logits, top).to_f64();
             max[i] = top;
             if (at..at + n).contains(&(first + i)) {
                 own[i] = logits[first + i - at];
@@ -122,7 +124,9 @@ struct Block<'a, F> {
 }
 
 /// `drows = weight · Σⱼ (exp(l − row_lse) + exp(l − col_lse) − 2δ) · cols[j]` for one block.
+#[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
 fn backward<F: CpuFloat>(
+    cpu: &Cpu<F>,
     block: &Block<F>,
     cols: &[F],
     col_lse: &[F],
@@ -137,19 +141,47 @@ fn backward<F: CpuFloat>(
     for (at, (cols, col_lse)) in tiles.enumerate() {
         let (at, n) = (at * COLS, col_lse.len());
         let (r, c) = (Mat::rows(block.rows, width), Mat::cols(cols, width));
-        gemm([m, width, n], r, c, Write::Set, tile, n);
+        cpu.gemm_here([m, width, n], r, c, Write::Set, tile, n);
         for (i, logits) in tile.chunks_exact_mut(n).take(m).enumerate() {
+            weights(logits, col_lse, block.lse[i], scale, weight);
             let own = (block.first + i).wrapping_sub(at);
-            for (j, (l, &col_lse)) in logits.iter_mut().zip(col_lse).enumerate() {
-                let logit = *l * scale;
-                let mut g = (logit - block.lse[i]).exp() + (logit - col_lse).exp();
-                if j == own {
-                    g = g - F::ONE - F::ONE;
-                }
-                *l = g * weight;
+            if own < n {
+                logits[own] = logits[own] - weight - weight;
             }
         }
-        gemm([m, n, width], Mat::rows(tile, n), Mat::rows(cols, width), write, drows, width);
+        cpu.gemm_here(
+            [m, n, width],
+            Mat::rows(tile, n),
+            Mat::rows(cols, width),
+            write,
+            drows,
+            width,
+        );
         write = Write::Add;
+    }
+}
+
+vectorised! {
+    /// From inner products: `x = weight · (exp(l − row_lse) + exp(l − col_lse))`, `l = scale·x`.
+    fn weights<F: CpuFloat>(x: &mut [F], col_lse: &[F], row_lse: F, scale: F, weight: F) {
+        for (x, &col_lse) in x.iter_mut().zip(col_lse) {
+            let l = *x * scale;
+            *x = weight * ((l - row_lse).exp() + (l - col_lse).exp());
+        }
+    }
+}
+
+vectorised! {
+    /// Scales to logits and returns the largest.
+    fn to_logits<F: CpuFloat>(x: &mut [F], scale: F) -> F {
+        x.iter_mut().for_each(|x| *x *= scale);
+        simd::max(x)
+    }
+}
+
+vectorised! {
+    /// `Σ exp(l − top)`.
+    fn exponentials<F: CpuFloat>(l: &[F], top: F) -> F {
+        simd::sum(l, l, |l, _| (l - top).exp())
     }
 }

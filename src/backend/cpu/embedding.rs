@@ -1,6 +1,7 @@
 //! `embedding` on the CPU. In the backward every task owns some rows of a table and looks through
 //! all tokens for them: no two tasks write one row, and the order of the additions is the tokens'.
 
+use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::embedding::{Embedding, EmbeddingShape};
 use crate::backend::{View, ViewMut, Weight};
@@ -86,6 +87,8 @@ impl<F: CpuFloat> Embedding for Cpu<F> {
     }
 }
 
-fn add<F: CpuFloat>(from: &[F], to: &mut [F]) {
-    to.iter_mut().zip(from).for_each(|(to, &from)| *to += from);
+vectorised! {
+    fn add<F: CpuFloat>(from: &[F], to: &mut [F]) {
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to += from);
+    }
 }

@@ -1,5 +1,6 @@
 //! `gelu` on the CPU.
 
+use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::gelu::{Gelu, GeluOp};
 use crate::backend::{View, ViewMut};
@@ -48,34 +49,43 @@ impl<F: CpuFloat> GeluOp for Cpu<F> {
     }
 }
 
-fn erf_forward<F: CpuFloat>(x: &[F], y: &mut [F]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = x * x.normal().1;
+vectorised! {
+    fn erf_forward<F: CpuFloat>(x: &[F], y: &mut [F]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * x.normal().1;
+        }
     }
 }
 
-fn erf_backward<F: CpuFloat>(x: &[F], dy: &[F], dx: &mut [F]) {
-    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-        let (density, below) = x.normal();
-        *dx = dy * (below + x * density);
+vectorised! {
+    fn erf_backward<F: CpuFloat>(x: &[F], dy: &[F], dx: &mut [F]) {
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            let (density, below) = x.normal();
+            *dx = dy * (below + x * density);
+        }
     }
 }
 
-fn quick_forward<F: CpuFloat>(x: &[F], y: &mut [F]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = x * sigmoid(x);
+vectorised! {
+    fn quick_forward<F: CpuFloat>(x: &[F], y: &mut [F]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x * sigmoid(x);
+        }
     }
 }
 
-fn quick_backward<F: CpuFloat>(x: &[F], dy: &[F], dx: &mut [F]) {
-    let slope = F::from_f64(QUICK);
-    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-        let s = sigmoid(x);
-        *dx = dy * (s + slope * x * s * (F::ONE - s));
+vectorised! {
+    fn quick_backward<F: CpuFloat>(x: &[F], dy: &[F], dx: &mut [F]) {
+        let slope = F::from_f64(QUICK);
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            let s = sigmoid(x);
+            *dx = dy * (s + slope * x * s * (F::ONE - s));
+        }
     }
 }
 
 /// `sigmoid(1.702·x)`.
+#[inline(always)]
 fn sigmoid<F: CpuFloat>(x: F) -> F {
     F::ONE / (F::ONE + (F::from_f64(-QUICK) * x).exp())
 }

@@ -1,5 +1,6 @@
 //! `grad_norm` on the CPU.
 
+use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::grad_norm::GradNorm;
 use crate::backend::{View, ViewMut};
@@ -22,6 +23,8 @@ impl<F: CpuFloat> GradNorm for Cpu<F> {
     }
 }
 
-fn squares<F: CpuFloat>(x: &[F]) -> f64 {
-    x.iter().map(|x| x.to_f64() * x.to_f64()).sum()
+vectorised! {
+    fn squares<F: CpuFloat>(x: &[F]) -> f64 {
+        simd::sum(x, x, |x, _| x.to_f64() * x.to_f64())
+    }
 }

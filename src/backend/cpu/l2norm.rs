@@ -1,5 +1,6 @@
 //! `l2norm` on the CPU. Row sums run in double precision.
 
+use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::l2norm::{EPS, L2Norm};
 use crate::backend::{View, ViewMut};
@@ -49,6 +50,8 @@ impl<F: CpuFloat> L2Norm for Cpu<F> {
     }
 }
 
-fn dot<F: CpuFloat>(a: &[F], b: &[F]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+vectorised! {
+    fn dot<F: CpuFloat>(a: &[F], b: &[F]) -> f64 {
+        simd::sum(a, b, |a, b| a.to_f64() * b.to_f64())
+    }
 }

@@ -1,5 +1,6 @@
 //! `layernorm` on the CPU: rows are independent; the gradients of gain and bias are sums of columns.
 
+use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::layernorm::{EPS, LayerNorm, LayerNormStats};
 use crate::backend::{View, ViewMut, Weight, Write};
@@ -71,72 +72,79 @@ fn halves<F>(gain_bias: &[F]) -> (&[F], &[F]) {
     gain_bias.split_at(gain_bias.len() / 2)
 }
 
-/// One row; returns its mean and reciprocal standard deviation.
-fn forward<F: CpuFloat>(x: &[F], gain: &[F], bias: &[F], y: &mut [F]) -> (F, F) {
-    let inv_width = 1.0 / x.len() as f64;
-    let mean = x.iter().map(|x| x.to_f64()).sum::<f64>() * inv_width;
-    let var = x.iter().map(|x| (x.to_f64() - mean).powi(2)).sum::<f64>() * inv_width;
-    let (mean, rstd) = (F::from_f64(mean), F::from_f64(1.0 / (var + EPS).sqrt()));
-    for (((y, &x), &gain), &bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
-        *y = (x - mean) * rstd * gain + bias;
-    }
-    (mean, rstd)
-}
-
-/// One row of `dx = rstd · (g − mean(g) − x̂·mean(g·x̂))` with `g = dy·gain`, `x̂` the normalised row.
-fn backward<F: CpuFloat>(
-    x: &[F],
-    gain: &[F],
-    mean: F,
-    rstd: F,
-    dy: &[F],
-    write: Write,
-    dx: &mut [F],
-) {
-    let inv_width = 1.0 / x.len() as f64;
-    let (mut sum, mut along) = (0.0, 0.0);
-    for ((&x, &gain), &dy) in x.iter().zip(gain).zip(dy) {
-        let g = dy * gain;
-        sum += g.to_f64();
-        along += (g * ((x - mean) * rstd)).to_f64();
-    }
-    let (sum, along) = (F::from_f64(sum * inv_width), F::from_f64(along * inv_width));
-    for (((dx, &x), &gain), &dy) in dx.iter_mut().zip(x).zip(gain).zip(dy) {
-        let d = rstd * (dy * gain - sum - (x - mean) * rstd * along);
-        match write {
-            Write::Set => *dx = d,
-            Write::Add => *dx += d,
+vectorised! {
+    /// One row; returns its mean and reciprocal standard deviation.
+    fn forward<F: CpuFloat>(x: &[F], gain: &[F], bias: &[F], y: &mut [F]) -> (F, F) {
+        let inv_width = 1.0 / x.len() as f64;
+        let mean = simd::sum(x, x, |x, _| x.to_f64()) * inv_width;
+        let deviation = |x: F| x.to_f64() - mean;
+            let var = simd::sum(x, x, |x, _| deviation(x) * deviation(x)) * inv_width;
+        let (mean, rstd) = (F::from_f64(mean), F::from_f64(1.0 / (var + EPS).sqrt()));
+        for (((y, &x), &gain), &bias) in y.iter_mut().zip(x).zip(gain).zip(bias) {
+            *y = (x - mean) * rstd * gain + bias;
         }
+        (mean, rstd)
     }
 }
 
-/// Adds to `dgain` and `dbias` columns `first..` of `Σ dy·x̂` and `Σ dy`, in groups of rows to keep
-/// the error of long sums small.
-#[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
-fn sum_rows<F: CpuFloat>(
-    x: &[F],
-    mean: &[F],
-    rstd: &[F],
-    dy: &[F],
-    width: usize,
-    first: usize,
-    dgain: &mut [F],
-    dbias: &mut [F],
-) {
-    let cols = dgain.len();
-    let groups = x.chunks(GROUP * width).zip(dy.chunks(GROUP * width));
-    for (group, (x, dy)) in groups.enumerate() {
-        let mut sums = [[F::ZERO; COLS]; 2];
-        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-        for (i, (x, dy)) in rows.enumerate() {
-            let (mean, rstd) = (mean[group * GROUP + i], rstd[group * GROUP + i]);
-            let (x, dy) = (&x[first..first + cols], &dy[first..first + cols]);
-            for c in 0..cols {
-                sums[0][c] += dy[c] * ((x[c] - mean) * rstd);
-                sums[1][c] += dy[c];
+vectorised! {
+    /// One row of `dx = rstd · (g − mean(g) − x̂·mean(g·x̂))` with `g = dy·gain`, `x̂` the normalised row.
+    fn backward<F: CpuFloat>(
+        x: &[F],
+        gain: &[F],
+        mean: F,
+        rstd: F,
+        dy: &[F],
+        write: Write,
+        dx: &mut [F],
+    ) {
+        let inv_width = 1.0 / x.len() as f64;
+        let (mut sum, mut along) = (0.0, 0.0);
+        for ((&x, &gain), &dy) in x.iter().zip(gain).zip(dy) {
+            let g = dy * gain;
+            sum += g.to_f64();
+            along += (g * ((x - mean) * rstd)).to_f64();
+        }
+        let (sum, along) = (F::from_f64(sum * inv_width), F::from_f64(along * inv_width));
+        for (((dx, &x), &gain), &dy) in dx.iter_mut().zip(x).zip(gain).zip(dy) {
+            let d = rstd * (dy * gain - sum - (x - mean) * rstd * along);
+            match write {
+                Write::Set => *dx = d,
+                Write::Add => *dx += d,
             }
         }
-        dgain.iter_mut().zip(&sums[0]).for_each(|(to, &sum)| *to += sum);
-        dbias.iter_mut().zip(&sums[1]).for_each(|(to, &sum)| *to += sum);
+    }
+}
+
+vectorised! {
+    /// Adds to `dgain` and `dbias` columns `first..` of `Σ dy·x̂` and `Σ dy`, in groups of rows to keep
+    /// the error of long sums small.
+    #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
+    fn sum_rows<F: CpuFloat>(
+        x: &[F],
+        mean: &[F],
+        rstd: &[F],
+        dy: &[F],
+        width: usize,
+        first: usize,
+        dgain: &mut [F],
+        dbias: &mut [F],
+    ) {
+        let cols = dgain.len();
+        let groups = x.chunks(GROUP * width).zip(dy.chunks(GROUP * width));
+        for (group, (x, dy)) in groups.enumerate() {
+            let mut sums = [[F::ZERO; COLS]; 2];
+            let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+            for (i, (x, dy)) in rows.enumerate() {
+                let (mean, rstd) = (mean[group * GROUP + i], rstd[group * GROUP + i]);
+                let (x, dy) = (&x[first..first + cols], &dy[first..first + cols]);
+                for c in 0..cols {
+                    sums[0][c] += dy[c] * ((x[c] - mean) * rstd);
+                    sums[1][c] += dy[c];
+                }
+            }
+            dgain.iter_mut().zip(&sums[0]).for_each(|(to, &sum)| *to += sum);
+            dbias.iter_mut().zip(&sums[1]).for_each(|(to, &sum)| *to += sum);
+        }
     }
 }

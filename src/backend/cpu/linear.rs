@@ -1,14 +1,12 @@
-//! `linear` on the CPU: blocks of rows, each one matrix product.
+//! `linear` on the CPU.
 
-use super::gemm::{Mat, gemm};
+use super::gemm::Mat;
+use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::linear::{Layout, Linear, LinearShape};
 use crate::backend::{View, ViewMut, Weight, Write};
 use crate::error::Result;
 use rayon::prelude::*;
-
-/// Rows of one matrix product.
-const ROWS: usize = 256;
 
 /// Columns that one task sums up.
 const COLS: usize = 64;
@@ -30,13 +28,8 @@ impl<F: CpuFloat> Linear for Cpu<F> {
             Layout::OutIn => Mat::cols(w.slice(), i),
             Layout::InOut => Mat::rows(w.slice(), o),
         };
-        self.run(|| {
-            y.par_chunks_mut(ROWS * o).enumerate().for_each(|(block, y)| {
-                let (first, rows) = (block * ROWS, y.len() / o);
-                let write = start(y, b, residual.map(|r| &r[first * o..][..rows * o]));
-                gemm([rows, i, o], Mat::rows(&x[first * i..], i), w, write, y, o);
-            });
-        });
+        let write = self.run(|| start(y, o, b, residual));
+        self.gemm([shape.rows, i, o], Mat::rows(x, i), w, write, y);
         Ok(())
     }
 
@@ -53,12 +46,7 @@ impl<F: CpuFloat> Linear for Cpu<F> {
             Layout::OutIn => Mat::rows(w.slice(), i),
             Layout::InOut => Mat::cols(w.slice(), o),
         };
-        self.run(|| {
-            dx.par_chunks_mut(ROWS * i).enumerate().for_each(|(block, dx)| {
-                let dy = Mat::rows(&dy[block * ROWS * o..], o);
-                gemm([dx.len() / i, o, i], dy, w, Write::Set, dx, i);
-            });
-        });
+        self.gemm([shape.rows, o, i], Mat::rows(dy, o), w, Write::Set, dx);
         Ok(())
     }
 
@@ -74,14 +62,8 @@ impl<F: CpuFloat> Linear for Cpu<F> {
             Layout::OutIn => (dy.slice(), shape.outputs, x.slice(), shape.inputs),
             Layout::InOut => (x.slice(), shape.inputs, dy.slice(), shape.outputs),
         };
-        let dw = dw.slice_mut();
-        self.run(|| {
-            dw.par_chunks_mut(ROWS * width).enumerate().for_each(|(block, dw)| {
-                let left = Mat::cols(&left[block * ROWS..], left_width);
-                let extents = [dw.len() / width, shape.rows, width];
-                gemm(extents, left, Mat::rows(right, width), Write::Add, dw, width);
-            });
-        });
+        let (left, right) = (Mat::cols(left, left_width), Mat::rows(right, width));
+        self.gemm([left_width, shape.rows, width], left, right, Write::Add, dw.slice_mut());
         Ok(())
     }
 
@@ -102,33 +84,36 @@ impl<F: CpuFloat> Linear for Cpu<F> {
 }
 
 /// Lays bias and residual where the product is to be added; says whether there was any.
-fn start<F: CpuFloat>(y: &mut [F], b: Option<&[F]>, residual: Option<&[F]>) -> Write {
-    if let Some(residual) = residual {
-        y.copy_from_slice(residual);
-    }
-    let Some(b) = b else { return if residual.is_some() { Write::Add } else { Write::Set } };
-    for y in y.chunks_exact_mut(b.len()) {
-        match residual {
-            Some(_) => y.iter_mut().zip(b).for_each(|(y, &b)| *y += b),
-            None => y.copy_from_slice(b),
+fn start<F: CpuFloat>(y: &mut [F], width: usize, b: Option<&[F]>, residual: Option<&[F]>) -> Write {
+    let rows = y.par_chunks_exact_mut(width);
+    match (b, residual) {
+        (None, None) => return Write::Set,
+        (Some(b), None) => rows.for_each(|y| y.copy_from_slice(b)),
+        (None, Some(r)) => {
+            rows.zip(r.par_chunks_exact(width)).for_each(|(y, r)| y.copy_from_slice(r));
         }
+        (Some(b), Some(r)) => rows.zip(r.par_chunks_exact(width)).for_each(|(y, r)| {
+            y.iter_mut().zip(b).zip(r).for_each(|((y, &b), &r)| *y = b + r);
+        }),
     }
     Write::Add
 }
 
-/// Adds to `to` the sums of columns `first..` of `x`, in groups of rows to keep the error of
-/// long sums small.
-fn sum_rows<F: CpuFloat>(x: &[F], width: usize, first: usize, to: &mut [F]) {
-    let cols = to.len();
-    for group in x.chunks(64 * width) {
-        let mut sum = [F::ZERO; COLS];
-        for row in group.chunks_exact(width) {
-            for (sum, &x) in sum[..cols].iter_mut().zip(&row[first..first + cols]) {
-                *sum += x;
+vectorised! {
+    /// Adds to `to` the sums of columns `first..` of `x`, in groups of rows to keep the error of
+    /// long sums small.
+    fn sum_rows<F: CpuFloat>(x: &[F], width: usize, first: usize, to: &mut [F]) {
+        let cols = to.len();
+        for group in x.chunks(64 * width) {
+            let mut sum = [F::ZERO; COLS];
+            for row in group.chunks_exact(width) {
+                for (sum, &x) in sum[..cols].iter_mut().zip(&row[first..first + cols]) {
+                    *sum += x;
+                }
             }
-        }
-        for (to, &sum) in to.iter_mut().zip(&sum) {
-            *to += sum;
+            for (to, &sum) in to.iter_mut().zip(&sum) {
+                *to += sum;
+            }
         }
     }
 }

@@ -4,6 +4,8 @@
 //! depends on the threads, each block has one owner, and sums over blocks run in a fixed order.
 
 mod float;
+mod simd;
+mod kernel;
 mod gemm;
 mod adamw;
 mod attention;
@@ -32,8 +34,19 @@ pub struct Cpu<F: CpuFloat = f32> {
 
 struct Inner<F> {
     pool: rayon::ThreadPool,
-    /// One per thread of `pool`, grown to the largest use and kept.
-    scratch: Vec<Mutex<Vec<F>>>,
+    /// For the operations and for the panels of products, one per thread of `pool`; like all scratch
+    /// memory grown to the largest use and kept.
+    scratch: Vec<[Mutex<Vec<F>>; 2]>,
+    /// The panels of a product on all threads.
+    panels: Mutex<Vec<F>>,
+}
+
+/// The first `len` elements of what grows to that length; their content is unspecified.
+fn grown<F: CpuFloat>(room: &mut Vec<F>, len: usize) -> &mut [F] {
+    if room.len() < len {
+        room.resize(len, F::ZERO);
+    }
+    &mut room[..len]
 }
 
 impl<F: CpuFloat> Cpu<F> {
@@ -50,8 +63,8 @@ impl<F: CpuFloat> Cpu<F> {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| Error::Device(format!("cannot start {threads} threads: {e}")))?;
-        let scratch = (0..threads).map(|_| Mutex::default()).collect();
-        Ok(Self { inner: Arc::new(Inner { pool, scratch }) })
+        let scratch = (0..threads).map(|_| Default::default()).collect();
+        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels: Mutex::default() }) })
     }
 
     /// Number of threads.
@@ -64,15 +77,21 @@ impl<F: CpuFloat> Cpu<F> {
         self.inner.pool.install(work)
     }
 
-    /// Lends the current thread `len` elements of unspecified content. Not to be nested.
+    /// Lends the current thread `len` elements of unspecified content. Not to be nested, and `work`
+    /// must not wait for other threads: a waiting thread takes up other work.
     fn scratch<R>(&self, len: usize, work: impl FnOnce(&mut [F]) -> R) -> R {
-        let thread =
-            rayon::current_thread_index().expect("scratch is lent to the device's threads");
-        let mut room = self.inner.scratch[thread].try_lock().expect("scratch is not nested");
-        if room.len() < len {
-            room.resize(len, F::default());
-        }
-        work(&mut room[..len])
+        self.lend(0, len, work)
+    }
+
+    /// As [`Cpu::scratch`], of which it is independent, for the panels of products.
+    fn panels<R>(&self, len: usize, work: impl FnOnce(&mut [F]) -> R) -> R {
+        self.lend(1, len, work)
+    }
+
+    fn lend<R>(&self, which: usize, len: usize, work: impl FnOnce(&mut [F]) -> R) -> R {
+        let thread = rayon::current_thread_index().expect("lent to the device's threads only");
+        let room = &self.inner.scratch[thread][which];
+        work(grown(&mut room.try_lock().expect("not nested"), len))
     }
 }
 

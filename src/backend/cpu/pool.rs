@@ -1,6 +1,6 @@
 //! `pool` on the CPU: tiles of scores, and a running best for every query.
 
-use super::gemm::{Mat, gemm};
+use super::gemm::Mat;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::pool::Pool;
 use crate::backend::{View, ViewMut, Write};
@@ -28,7 +28,7 @@ impl<F: CpuFloat> Pool for Cpu<F> {
             let best = index.par_chunks_mut(QUERIES).zip(score.par_chunks_mut(QUERIES));
             best.zip(queries.par_chunks(QUERIES * width)).for_each(|((index, score), queries)| {
                 self.scratch(QUERIES * ROWS, |tile| {
-                    nearest(width, queries, rows, tile, index, score)
+                    nearest(self, width, queries, rows, tile, index, score)
                 });
             });
         });
@@ -52,6 +52,7 @@ impl<F: CpuFloat> Pool for Cpu<F> {
 
 /// The best row of every query of one block, tile by tile.
 fn nearest<F: CpuFloat>(
+    cpu: &Cpu<F>,
     width: usize,
     queries: &[F],
     rows: &[F],
@@ -64,7 +65,7 @@ fn nearest<F: CpuFloat>(
     for (block, rows) in rows.chunks(ROWS * width).enumerate() {
         let n = rows.len() / width;
         let (q, r) = (Mat::rows(queries, width), Mat::cols(rows, width));
-        gemm([index.len(), width, n], q, r, Write::Set, tile, n);
+        cpu.gemm_here([index.len(), width, n], q, r, Write::Set, tile, n);
         for ((index, score), found) in index.iter_mut().zip(&mut *score).zip(tile.chunks_exact(n)) {
             for (row, &found) in found.iter().enumerate() {
                 // a score that is still NaN yields to any number

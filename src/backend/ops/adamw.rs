@@ -25,7 +25,6 @@ pub struct AdamWStep {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait AdamW: Device {
     /// See [`adamw`].
     #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]

@@ -31,7 +31,6 @@ pub struct AttentionShape {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait Attention: Device {
     /// See [`forward`].
     fn attention_forward(

@@ -49,7 +49,6 @@ pub struct ContrastiveGrads<'a, D: Device> {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait Contrastive: Device {
     /// See [`forward`].
     fn contrastive_forward(

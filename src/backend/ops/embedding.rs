@@ -20,7 +20,6 @@ pub struct EmbeddingShape {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait Embedding: Device {
     /// See [`forward`].
     fn embedding_forward(

@@ -14,7 +14,6 @@ pub enum Gelu {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait GeluOp: Device {
     /// See [`forward`].
     fn gelu_forward(

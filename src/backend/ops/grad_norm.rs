@@ -5,7 +5,6 @@ use crate::backend::{Device, View, ViewMut};
 use crate::error::Result;
 
 /// What the device must be able to do. Call [`grad_norm`], which checks, not this.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait GradNorm: Device {
     /// See [`grad_norm`].
     fn grad_norm(

@@ -8,7 +8,6 @@ use crate::error::Result;
 pub const EPS: f64 = 1e-12;
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait L2Norm: Device {
     /// See [`forward`].
     fn l2norm_forward(

@@ -30,7 +30,6 @@ impl<D: Device> LayerNormStats<D> {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait LayerNorm: Device {
     /// See [`forward`].
     fn layernorm_forward(

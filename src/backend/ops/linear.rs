@@ -37,7 +37,6 @@ impl LinearShape {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait Linear: Device {
     /// See [`forward`].
     fn linear_forward(

@@ -52,7 +52,6 @@ impl PatchShape {
 }
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait PatchEmbedding: Device {
     /// See [`unfold`].
     fn patch_embedding_unfold(

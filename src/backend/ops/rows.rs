@@ -5,7 +5,6 @@ use crate::backend::{Device, View, ViewMut};
 use crate::error::Result;
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-#[allow(clippy::missing_errors_doc, reason = "the checking functions say them")]
 pub trait Rows: Device {
     /// See [`gather`].
     fn rows_gather(
