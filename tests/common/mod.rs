@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "not every helper is used by every set of modules")]
 
+pub mod alloc;
 pub mod bound;
 pub mod golden;
 pub mod shards;

@@ -17,6 +17,7 @@ mod linear;
 mod patch_embedding;
 mod pool;
 mod rows;
+mod same_bits;
 
 use crate::common::{Golden, bound};
 use roclip::backend::cpu::Cpu;
