@@ -31,18 +31,31 @@ enum Cost {
 pub struct Bench {
     name: String,
     cost: Cost,
-    /// Runs it once; the result's hash.
-    pub body: Box<dyn FnMut(&Cpu) -> u64>,
+    /// Runs it once; the result's hash, if asked for.
+    pub body: Box<dyn FnMut(Run) -> u64>,
 }
 
-fn bench(name: &str, cost: Cost, body: impl FnMut(&Cpu) -> u64 + 'static) -> Bench {
+fn bench(name: &str, cost: Cost, body: impl FnMut(Run) -> u64 + 'static) -> Bench {
     Bench { name: name.into(), cost, body: Box::new(body) }
 }
 
-/// FNV-1a of the bits.
-fn hash(values: &[f32]) -> u64 {
-    let step = |hash: u64, x: &f32| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3);
-    values.iter().fold(0xcbf2_9ce4_8422_2325, step)
+/// One run of a body.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// Where.
+    pub cpu: &'a Cpu,
+    /// Whether the result is hashed; that takes longer than some operations.
+    pub hashed: bool,
+}
+
+impl Run<'_> {
+    /// FNV-1a of the bits; 0 where nobody asked.
+    fn hash(&self, values: &[f32]) -> u64 {
+        let values = if self.hashed { values } else { return 0 };
+        let step =
+            |hash: u64, x: &f32| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x100_0000_01b3);
+        values.iter().fold(0xcbf2_9ce4_8422_2325, step)
+    }
 }
 
 /// Numbers between −1 and 1, always the same.
@@ -70,29 +83,30 @@ fn linears(name: &str, [rows, inputs, outputs]: [usize; 3]) -> Vec<Bench> {
     let data = move || (values(rows * inputs), values(inputs * outputs), values(rows * outputs));
     let title = |part: &str| format!("linear {part} {name} {rows}x{inputs}x{outputs}");
     let ((x, w, mut y), b) = (data(), values(outputs));
-    let forward = bench(&title("forward"), Cost::Flop(flop), move |cpu| {
+    let forward = bench(&title("forward"), Cost::Flop(flop), move |run| {
         let (b, to) = (Some(whole(&b)), ViewMut::all(&mut y));
-        linear::forward(cpu, shape, view(&x), whole(&w), b, None, to).unwrap();
-        hash(&y)
+        linear::forward(run.cpu, shape, view(&x), whole(&w), b, None, to).unwrap();
+        run.hash(&y)
     });
     let (mut dx, w, dy) = data();
-    let input = bench(&title("dx     "), Cost::Flop(flop), move |cpu| {
+    let input = bench(&title("dx     "), Cost::Flop(flop), move |run| {
         let to = ViewMut::all(&mut dx);
-        linear::backward_input(cpu, shape, view(&dy), whole(&w), to).unwrap();
-        hash(&dx)
+        linear::backward_input(run.cpu, shape, view(&dy), whole(&w), to).unwrap();
+        run.hash(&dx)
     });
     let (x, mut dw, dy) = data();
-    let weight = bench(&title("dw     "), Cost::Flop(flop), move |cpu| {
+    let weight = bench(&title("dw     "), Cost::Flop(flop), move |run| {
         dw.fill(0.0);
-        linear::backward_weight(cpu, shape, view(&x), view(&dy), ViewMut::all(&mut dw)).unwrap();
-        hash(&dw)
+        linear::backward_weight(run.cpu, shape, view(&x), view(&dy), ViewMut::all(&mut dw))
+            .unwrap();
+        run.hash(&dw)
     });
     let (dy, mut db) = (values(rows * outputs), vec![0.0; outputs]);
     let bytes = Cost::Bytes(4.0 * dy.len() as f64);
-    let bias = bench(&title("db     "), bytes, move |cpu| {
+    let bias = bench(&title("db     "), bytes, move |run| {
         db.fill(0.0);
-        linear::backward_bias(cpu, shape, view(&dy), ViewMut::all(&mut db)).unwrap();
-        hash(&db)
+        linear::backward_bias(run.cpu, shape, view(&dy), ViewMut::all(&mut db)).unwrap();
+        run.hash(&db)
     });
     vec![forward, input, weight, bias]
 }
@@ -101,20 +115,21 @@ fn layernorms([rows, width]: [usize; 2]) -> Vec<Bench> {
     let (x, gain_bias) = (values(rows * width), values(2 * width));
     let (mut y, mut stats) = (x.clone(), None);
     let bytes = |passes: f64| Cost::Bytes(passes * 4.0 * (rows * width) as f64);
-    let forward = bench(&format!("layernorm forward {rows}x{width}"), bytes(2.0), move |cpu| {
-        let stats = stats.get_or_insert_with(|| LayerNormStats::new(cpu, rows).unwrap());
-        layernorm::forward(cpu, view(&x), whole(&gain_bias), stats, ViewMut::all(&mut y)).unwrap();
-        hash(&y)
+    let forward = bench(&format!("layernorm forward {rows}x{width}"), bytes(2.0), move |run| {
+        let stats = stats.get_or_insert_with(|| LayerNormStats::new(run.cpu, rows).unwrap());
+        layernorm::forward(run.cpu, view(&x), whole(&gain_bias), stats, ViewMut::all(&mut y))
+            .unwrap();
+        run.hash(&y)
     });
     let (x, dy, gain_bias) = (values(rows * width), values(rows * width), values(2 * width));
     let stats = LayerNormStats::<Cpu> { mean: values(rows), rstd: values(rows) };
     let (mut dx, mut dtables) = (x.clone(), vec![0.0; 2 * width]);
-    let backward = bench(&format!("layernorm backward {rows}x{width}"), bytes(5.0), move |cpu| {
+    let backward = bench(&format!("layernorm backward {rows}x{width}"), bytes(5.0), move |run| {
         dtables.fill(0.0);
         let (to, tables) = ((Write::Set, ViewMut::all(&mut dx)), ViewMut::all(&mut dtables));
-        layernorm::backward(cpu, view(&x), whole(&gain_bias), &stats, view(&dy), to, tables)
+        layernorm::backward(run.cpu, view(&x), whole(&gain_bias), &stats, view(&dy), to, tables)
             .unwrap();
-        hash(&dx) ^ hash(&dtables)
+        run.hash(&dx) ^ run.hash(&dtables).rotate_left(1)
     });
     vec![forward, backward]
 }
@@ -125,13 +140,13 @@ fn gelus(len: usize) -> Vec<Bench> {
         let (dy, mut y, mut dx) = (values(len), x.clone(), x.clone());
         let x2 = x.clone();
         let bytes = |passes: f64| Cost::Bytes(passes * 4.0 * len as f64);
-        let forward = bench(&format!("gelu forward {kind:?} {len}"), bytes(2.0), move |cpu| {
-            gelu::forward(cpu, kind, view(&x), ViewMut::all(&mut y)).unwrap();
-            hash(&y)
+        let forward = bench(&format!("gelu forward {kind:?} {len}"), bytes(2.0), move |run| {
+            gelu::forward(run.cpu, kind, view(&x), ViewMut::all(&mut y)).unwrap();
+            run.hash(&y)
         });
-        let backward = bench(&format!("gelu backward {kind:?} {len}"), bytes(3.0), move |cpu| {
-            gelu::backward(cpu, kind, view(&x2), view(&dy), ViewMut::all(&mut dx)).unwrap();
-            hash(&dx)
+        let backward = bench(&format!("gelu backward {kind:?} {len}"), bytes(3.0), move |run| {
+            gelu::backward(run.cpu, kind, view(&x2), view(&dy), ViewMut::all(&mut dx)).unwrap();
+            run.hash(&dx)
         });
         [forward, backward]
     };
@@ -149,18 +164,19 @@ fn attentions(name: &str, sequences: usize, len: usize, heads: usize, mask: Mask
         (values(tokens * 3 * width), values(tokens * width), values(tokens * heads));
     let (at, from) = (cu_seqlens.clone(), qkv.clone());
     let title = |part: &str| format!("attention {part} {name} {sequences}x{len}x{width}");
-    let forward = bench(&title("forward"), Cost::Flop(flop), move |cpu| {
+    let forward = bench(&title("forward"), Cost::Flop(flop), move |run| {
         let to = (ViewMut::all(&mut out), ViewMut::all(&mut lse));
-        attention::forward(cpu, shape, view(&at), view(&from), to.0, to.1).unwrap();
-        hash(&out) ^ hash(&lse)
+        attention::forward(run.cpu, shape, view(&at), view(&from), to.0, to.1).unwrap();
+        run.hash(&out) ^ run.hash(&lse).rotate_left(1)
     });
     let (out, dout, mut dqkv) = (values(tokens * width), values(tokens * width), qkv.clone());
     let lse = vec![5.0; tokens * heads];
-    let backward = bench(&title("backward"), Cost::Flop(2.5 * flop), move |cpu| {
+    let backward = bench(&title("backward"), Cost::Flop(2.5 * flop), move |run| {
         let saved = (view(&qkv), view(&out), view(&lse));
         let (at, to) = (view(&cu_seqlens), ViewMut::all(&mut dqkv));
-        attention::backward(cpu, shape, at, saved.0, saved.1, saved.2, view(&dout), to).unwrap();
-        hash(&dqkv)
+        attention::backward(run.cpu, shape, at, saved.0, saved.1, saved.2, view(&dout), to)
+            .unwrap();
+        run.hash(&dqkv)
     });
     vec![forward, backward]
 }
@@ -168,24 +184,25 @@ fn attentions(name: &str, sequences: usize, len: usize, heads: usize, mask: Mask
 fn contrastives([n, width]: [usize; 2]) -> Vec<Bench> {
     let shape = ContrastiveShape { rows: n, cols: n, offset: 0, width };
     let scale = vec![1.0];
-    let (images, texts) = (values(n * width), values(n * width));
+    let (images, texts) = (values(n * width), values(n * width + 1)[1..].to_vec());
     let (mut lse, mut own) = (vec![0.0; n], vec![0.0; n]);
     let (rows, cols, s) = (images.clone(), texts.clone(), scale.clone());
     let flop = 2.0 * (n * n * width) as f64;
     let title = |part: &str| format!("contrastive {part} {n}x{n}x{width}");
-    let forward = bench(&title("forward"), Cost::Flop(flop), move |cpu| {
+    let forward = bench(&title("forward"), Cost::Flop(flop), move |run| {
         let to = (ViewMut::all(&mut lse), ViewMut::all(&mut own));
-        contrastive::forward(cpu, shape, view(&rows), view(&cols), whole(&s), to.0, to.1).unwrap();
-        hash(&lse) ^ hash(&own)
+        contrastive::forward(run.cpu, shape, view(&rows), view(&cols), whole(&s), to.0, to.1)
+            .unwrap();
+        run.hash(&lse) ^ run.hash(&own).rotate_left(1)
     });
     let (lse, mut drows, mut dscale) = (vec![40.0; n], values(n * width), vec![0.0]);
-    let backward = bench(&title("backward"), Cost::Flop(2.0 * flop), move |cpu| {
+    let backward = bench(&title("backward"), Cost::Flop(2.0 * flop), move |run| {
         dscale[0] = 0.0;
         let logit_scale = Some(ViewMut::all(&mut dscale));
         let grads = ContrastiveGrads { rows: ViewMut::all(&mut drows), logit_scale };
         let (rows, cols, lse) = (view(&images), view(&texts), view(&lse));
-        contrastive::backward(cpu, shape, rows, cols, whole(&scale), lse, lse, grads).unwrap();
-        hash(&drows) ^ hash(&dscale)
+        contrastive::backward(run.cpu, shape, rows, cols, whole(&scale), lse, lse, grads).unwrap();
+        run.hash(&drows) ^ run.hash(&dscale).rotate_left(1)
     });
     vec![forward, backward]
 }
@@ -194,16 +211,16 @@ fn pools([b, m, width]: [usize; 3]) -> Vec<Bench> {
     let (queries, ring) = (values(b * width), values(m * width));
     let (mut index, mut score) = (vec![0; b], vec![0.0; b]);
     let cost = Cost::Flop(2.0 * (b * m * width) as f64);
-    let matching = bench(&format!("pool matching {b}x{m}x{width}"), cost, move |cpu| {
+    let matching = bench(&format!("pool matching {b}x{m}x{width}"), cost, move |run| {
         let to = (ViewMut::all(&mut index), ViewMut::all(&mut score));
-        pool::matching(cpu, width, view(&queries), view(&ring), to.0, to.1).unwrap();
-        index.iter().fold(hash(&score), |h, &i| h.rotate_left(5) ^ u64::from(i))
+        pool::matching(run.cpu, width, view(&queries), view(&ring), to.0, to.1).unwrap();
+        index.iter().fold(run.hash(&score), |h, &i| h.rotate_left(5) ^ u64::from(i))
     });
     let (new, mut ring) = (values(b * width), values(m * width));
     let cost = Cost::Bytes(8.0 * (b * width) as f64);
-    let insert = bench(&format!("pool insert {b}x{width}"), cost, move |cpu| {
-        pool::insert(cpu, width, view(&new), ViewMut::all(&mut ring), m - 1).unwrap();
-        hash(&ring)
+    let insert = bench(&format!("pool insert {b}x{width}"), cost, move |run| {
+        pool::insert(run.cpu, width, view(&new), ViewMut::all(&mut ring), m - 1).unwrap();
+        run.hash(&ring)
     });
     vec![matching, insert]
 }
@@ -222,29 +239,30 @@ fn tables(
     let bytes = 4.0 * (tokens * width) as f64;
     let (at, idx) = (cu_seqlens.clone(), ids.clone());
     let title = format!("embedding forward {tokens}x{width}");
-    let forward = bench(&title, Cost::Bytes(3.0 * bytes), move |cpu| {
+    let forward = bench(&title, Cost::Bytes(3.0 * bytes), move |run| {
         let (tables, to) = ((whole(&table), whole(&positions)), ViewMut::all(&mut out));
-        embedding::forward(cpu, shape, view(&at), view(&idx), tables.0, tables.1, to).unwrap();
-        hash(&out)
+        embedding::forward(run.cpu, shape, view(&at), view(&idx), tables.0, tables.1, to).unwrap();
+        run.hash(&out)
     });
     let (dout, mut dtable, mut dpositions) =
         (values(tokens * width), vec![0.0; vocab * width], vec![0.0; len * width]);
     let title = format!("embedding backward {tokens}x{width}");
-    let backward = bench(&title, Cost::Bytes(6.0 * bytes), move |cpu| {
+    let backward = bench(&title, Cost::Bytes(6.0 * bytes), move |run| {
         let (dout, to) = (view(&dout), ViewMut::all(&mut dtable));
-        embedding::backward_table(cpu, shape, view(&ids), dout, to).unwrap();
+        embedding::backward_table(run.cpu, shape, view(&ids), dout, to).unwrap();
         let to = ViewMut::all(&mut dpositions);
-        embedding::backward_positions(cpu, shape, view(&cu_seqlens), dout, to).unwrap();
-        hash(&dtable) ^ hash(&dpositions)
+        embedding::backward_positions(run.cpu, shape, view(&cu_seqlens), dout, to).unwrap();
+        run.hash(&dtable) ^ run.hash(&dpositions).rotate_left(1)
     });
 
     let shape = PatchShape { images, side, patch, width };
     let pixels = values(images * 3 * side * side);
     let mut unfolded = values(images * shape.patches() * shape.patch_values());
     let cost = Cost::Bytes(8.0 * pixels.len() as f64);
-    let unfold = bench(&format!("patch_embedding unfold {images}x{side}"), cost, move |cpu| {
-        patch_embedding::unfold(cpu, shape, view(&pixels), ViewMut::all(&mut unfolded)).unwrap();
-        hash(&unfolded)
+    let unfold = bench(&format!("patch_embedding unfold {images}x{side}"), cost, move |run| {
+        patch_embedding::unfold(run.cpu, shape, view(&pixels), ViewMut::all(&mut unfolded))
+            .unwrap();
+        run.hash(&unfolded)
     });
     let mut patches = values(images * shape.patches() * width);
     let (class, places) = (values(width), values(shape.tokens() * width));
@@ -252,13 +270,13 @@ fn tables(
     let mut dtables = vec![0.0; (1 + shape.tokens()) * width];
     let cost = Cost::Bytes(20.0 * patches.len() as f64);
     let title = format!("patch_embedding tokens {images}x{}", shape.tokens());
-    let embed = bench(&title, cost, move |cpu| {
+    let embed = bench(&title, cost, move |run| {
         let (from, to) = (view(&patches), ViewMut::all(&mut tokens));
-        patch_embedding::forward(cpu, shape, from, whole(&class), whole(&places), to).unwrap();
+        patch_embedding::forward(run.cpu, shape, from, whole(&class), whole(&places), to).unwrap();
         dtables.fill(0.0);
         let to = (ViewMut::all(&mut patches), ViewMut::all(&mut dtables));
-        patch_embedding::backward(cpu, shape, view(&tokens), to.0, to.1).unwrap();
-        hash(&tokens) ^ hash(&patches) ^ hash(&dtables)
+        patch_embedding::backward(run.cpu, shape, view(&tokens), to.0, to.1).unwrap();
+        run.hash(&tokens) ^ run.hash(&patches).rotate_left(1) ^ run.hash(&dtables).rotate_left(2)
     });
     vec![forward, backward, unfold, embed]
 }
@@ -270,25 +288,25 @@ fn rest([rows, width]: [usize; 2], parameters: usize) -> Vec<Bench> {
     let index: Vec<u32> = (0..rows as u32).rev().collect();
     let (all, mut picked, mut spread) = (x.clone(), x.clone(), x.clone());
     let bytes = 4.0 * (rows * width) as f64;
-    let lengths = bench(&format!("l2norm {rows}x{width}"), Cost::Bytes(5.0 * bytes), move |cpu| {
+    let lengths = bench(&format!("l2norm {rows}x{width}"), Cost::Bytes(5.0 * bytes), move |run| {
         let to = (ViewMut::all(&mut y), ViewMut::all(&mut inv));
-        l2norm::forward(cpu, width, view(&x), to.0, to.1).unwrap();
+        l2norm::forward(run.cpu, width, view(&x), to.0, to.1).unwrap();
         let to = ViewMut::all(&mut dx);
-        l2norm::backward(cpu, width, view(&y), view(&inv), view(&dy), to).unwrap();
-        hash(&y) ^ hash(&dx)
+        l2norm::backward(run.cpu, width, view(&y), view(&inv), view(&dy), to).unwrap();
+        run.hash(&y) ^ run.hash(&dx).rotate_left(1)
     });
-    let picks = bench(&format!("rows {rows}x{width}"), Cost::Bytes(4.0 * bytes), move |cpu| {
-        rows::gather(cpu, width, view(&all), view(&index), ViewMut::all(&mut picked)).unwrap();
+    let picks = bench(&format!("rows {rows}x{width}"), Cost::Bytes(4.0 * bytes), move |run| {
+        rows::gather(run.cpu, width, view(&all), view(&index), ViewMut::all(&mut picked)).unwrap();
         let to = ViewMut::all(&mut spread);
-        rows::scatter(cpu, width, view(&picked), view(&index), to).unwrap();
-        hash(&spread)
+        rows::scatter(run.cpu, width, view(&picked), view(&index), to).unwrap();
+        run.hash(&spread)
     });
     let (grads, mut weights, mut norm) = (values(parameters), values(parameters), vec![0.0]);
     let (mut m, mut v, grads2) = (values(parameters), vec![1.0; parameters], grads.clone());
     let bytes = 4.0 * parameters as f64;
-    let sum = bench(&format!("grad_norm {parameters}"), Cost::Bytes(bytes), move |cpu| {
-        grad_norm(cpu, view(&grads2), ViewMut::all(&mut norm)).unwrap();
-        hash(&norm)
+    let sum = bench(&format!("grad_norm {parameters}"), Cost::Bytes(bytes), move |run| {
+        grad_norm(run.cpu, view(&grads2), ViewMut::all(&mut norm)).unwrap();
+        run.hash(&norm)
     });
     let (slots, one) = ([Slot { offset: 0, len: parameters }], vec![1.0]);
     let step = AdamWStep {
@@ -301,11 +319,11 @@ fn rest([rows, width]: [usize; 2], parameters: usize) -> Vec<Bench> {
         max_norm: Some(1.0),
     };
     let title = format!("adamw {parameters}");
-    let update = bench(&title, Cost::Bytes(7.0 * bytes), move |cpu| {
+    let update = bench(&title, Cost::Bytes(7.0 * bytes), move |run| {
         let moments = (ViewMut::all(&mut m), ViewMut::all(&mut v));
         let (grads, norm) = (view(&grads), view(&one));
-        adamw(cpu, step, &slots, grads, norm, &mut weights, moments.0, moments.1).unwrap();
-        hash(&weights)
+        adamw(run.cpu, step, &slots, grads, norm, &mut weights, moments.0, moments.1).unwrap();
+        run.hash(&weights)
     });
     vec![lengths, picks, sum, update]
 }
@@ -343,7 +361,6 @@ pub fn benches(quick: bool) -> Vec<Bench> {
 
 /// Times of `body`, least first: as many as fit a third of a second, three at least.
 fn times(mut body: impl FnMut()) -> Vec<Duration> {
-    body();
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < 3 || (start.elapsed() < Duration::from_millis(333) && times.len() < 99) {
         let start = Instant::now();
@@ -358,7 +375,8 @@ fn times(mut body: impl FnMut()) -> Vec<Duration> {
 fn limits(cpu: &Cpu, quick: bool) -> [f64; 2] {
     let n = if quick { 192 } else { 2048 };
     let mut product = linears("limit", [n; 3]).remove(0);
-    let compute = 2.0 * (n * n * n) as f64 / times(|| _ = (product.body)(cpu))[0].as_secs_f64();
+    let compute = 2.0 * (n * n * n) as f64
+        / times(|| _ = (product.body)(Run { cpu, hashed: false }))[0].as_secs_f64();
     let (from, mut to) = (values(n * n * 8), values(n * n * 8));
     let copy = times(|| black_box(&mut to).copy_from_slice(black_box(&from)))[0];
     [compute / 1e9, 8.0 * from.len() as f64 / copy.as_secs_f64() / 1e9]
@@ -369,8 +387,8 @@ pub fn report(cpu: &Cpu, quick: bool) {
     let [compute, memory] = limits(cpu, quick);
     println!("{}: product {compute:.1} GFLOP/s, copy {memory:.1} GB/s", cpu.threads());
     for mut bench in benches(quick) {
-        let mut hash = 0;
-        let times = times(|| hash = (bench.body)(cpu));
+        let hash = (bench.body)(Run { cpu, hashed: true });
+        let times = times(|| _ = (bench.body)(Run { cpu, hashed: false }));
         let ms = |t: Duration| t.as_secs_f64() * 1e3;
         let (least, median) = (times[0], times[times.len() / 2]);
         let (work, unit, limit) = match bench.cost {

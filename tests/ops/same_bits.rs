@@ -9,7 +9,8 @@ mod benches;
 
 fn hashes(threads: usize) -> Vec<u64> {
     let cpu = Cpu::new(threads).unwrap();
-    benches::benches(true).iter_mut().map(|bench| (bench.body)(&cpu)).collect()
+    let run = benches::Run { cpu: &cpu, hashed: true };
+    benches::benches(true).iter_mut().map(|bench| (bench.body)(run)).collect()
 }
 
 #[test]
@@ -38,11 +39,12 @@ fn allocates_only_in_the_queue_of_jobs() {
     const ROUNDS: usize = 20;
     const JOBS: usize = 4;
     let cpu = Cpu::new(2).unwrap();
+    let run = benches::Run { cpu: &cpu, hashed: true };
     let mut bodies = benches::benches(true);
-    bodies.iter_mut().for_each(|bench| _ = (bench.body)(&cpu));
+    bodies.iter_mut().for_each(|bench| _ = (bench.body)(run));
     let before = alloc::so_far();
     for _ in 0..ROUNDS {
-        bodies.iter_mut().for_each(|bench| _ = (bench.body)(&cpu));
+        bodies.iter_mut().for_each(|bench| _ = (bench.body)(run));
     }
     let (count, calls) = (alloc::so_far() - before, ROUNDS * bodies.len());
     println!("{count} allocations in {calls} calls");

@@ -235,3 +235,43 @@ fn prefetch<F>(c: &[F]) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = c;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small integers, whose sums are exact in every order: sizes one past each block, both operands
+    /// both ways, set and added, dense and in wider rows.
+    #[test]
+    fn products_of_integers_are_exact() {
+        let cpu = Cpu::<f32>::new(2).unwrap();
+        let values = |len: usize, step: usize| -> Vec<f32> {
+            (0..len).map(|i| (i * step % 7) as f32 - 3.0).collect()
+        };
+        let sizes = [[1, 1, 1], [97, 385, 33], [13, 769, 1], [1, 5, 400], [12, 384, 417]];
+        for (i, [m, k, n]) in sizes.into_iter().enumerate() {
+            for (write, flip) in [(Write::Set, i % 2 == 0), (Write::Add, i % 2 == 1)] {
+                let (a, b) = (values(m * k, 5), values(k * n, 3));
+                let (at, bt) = if flip { ([1, m], [1, k]) } else { ([k, 1], [n, 1]) };
+                let (a, b) = (Mat { data: &a, strides: at }, Mat { data: &b, strides: bt });
+                let start = if write == Write::Set { f32::NAN } else { 2.0 };
+                let want = |row: usize, col: usize| {
+                    let x = |p| a.data[row * at[0] + p * at[1]] * b.data[p * bt[0] + col * bt[1]];
+                    let sum: f32 = (0..k).map(x).sum();
+                    if write == Write::Set { sum } else { start + sum }
+                };
+                let (mut dense, mut wide) = (vec![start; m * n], vec![start; m * (n + 3)]);
+                cpu.gemm([m, k, n], a, b, write, &mut dense);
+                cpu.run(|| cpu.gemm_here([m, k, n], a, b, write, &mut wide, n + 3));
+                for (row, (dense, wide)) in dense.chunks(n).zip(wide.chunks(n + 3)).enumerate() {
+                    for col in 0..n {
+                        let want = want(row, col);
+                        assert_eq!([dense[col], wide[col]], [want; 2], "{m}x{k}x{n}: {row}, {col}");
+                    }
+                    let kept = |x: &f32| x.to_bits() == start.to_bits();
+                    assert!(wide[n..].iter().all(kept), "beyond the columns");
+                }
+            }
+        }
+    }
+}
