@@ -9,6 +9,8 @@ mod objective;
 mod ops;
 mod optim;
 mod robust;
+mod run;
 mod stream;
 mod text;
+mod tidy;
 mod transform;

@@ -1,0 +1,387 @@
+//! Goal:   `roclip-train` as a user meets it: it trains, stops, resumes to the same bits, survives
+//!         being killed, refuses nonsense before it starts, and lets nothing broken into the weights.
+//! Method: runs the program on tiny shards with a tiny model, and compares files.
+
+use crate::common::shards::write_shards;
+use roclip::checkpoint::file;
+use roclip::flow::State;
+use roclip::rng::{Domain, Rng};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// 40 pairs in 2 shards, 5 steps of 8 an epoch, a model of 0.8 M parameters (most of them the table
+/// of tokens).
+struct Bench {
+    dir: tempfile::TempDir,
+    shards: String,
+}
+
+const MODEL: &str = r#"{ "embed_dim": 12,
+  "vision_cfg": { "image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8 },
+  "text_cfg": { "context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1 } }"#;
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("model.json"), MODEL).unwrap();
+        let shards = write_shards(dir.path(), 2, 20);
+        Self { dir, shards }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A run of 4 epochs, matched in the second and fourth.
+    fn command(&self, name: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roclip-train"));
+        command
+            .args(["--shards", &self.shards, "--name", name, "--logs"])
+            .arg(self.path("logs"))
+            .arg("--model")
+            .arg(self.path("model.json"))
+            .args(["--batch-size", "8", "--epochs", "4", "--warmup", "3", "--lr", "0.01"])
+            .args(["--pool-size", "12", "--shuffle", "16", "--workers", "2", "--threads", "1"])
+            .args(["--text-aug", "none", "--seed", "5", "--save-every-n-steps", "2"])
+            .args(more);
+        command
+    }
+
+    fn run(&self, name: &str, more: &[&str]) -> Output {
+        let output = self.command(name, more).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        output
+    }
+
+    fn spawn(&self, name: &str, more: &[&str]) -> Child {
+        let mut command = self.command(name, more);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.path("logs").join(name)
+    }
+
+    fn final_state(&self, name: &str) -> State {
+        file::read(&self.folder(name).join("checkpoints/epoch_4.safetensors")).unwrap()
+    }
+
+    fn lines(&self, name: &str, file: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.folder(name).join(file)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The same bits in every tensor, and the same step, position and pool.
+#[track_caller]
+fn assert_same(a: &State, b: &State) {
+    let bits = |s: &State| -> Vec<(String, Vec<u32>)> {
+        let bits = |v: &Vec<f32>| v.iter().map(|x| x.to_bits()).collect();
+        s.tensors.iter().map(|(name, t)| (name.clone(), bits(&t.values))).collect()
+    };
+    assert_eq!(a.values, b.values);
+    assert!(bits(a) == bits(b), "tensors differ");
+}
+
+fn wait_until(what: &str, ready: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !ready() {
+        assert!(Instant::now() < patience, "waited a minute for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_run_writes_what_its_users_expect() {
+    let bench = Bench::new();
+    let told = text(&bench.run("plain", &["--log-every-n-steps", "5"]));
+    let lines: Vec<&str> = told.lines().filter(|l| l.contains("Train Epoch:")).collect();
+    assert_eq!(lines.len(), 4, "{told}");
+    assert!(lines[0].contains("Train Epoch: 0 [40/40 (100%)] Data (t): "), "{}", lines[0]);
+    assert!(lines[0].contains(" Logit Scale: 14.") && lines[0].contains("Pool: 12/12"));
+    assert!(!lines[0].contains("Matched") && lines[1].contains("Matched"), "{told}");
+    assert!(told.contains("seen 40, delivered 40, skipped 0"), "{told}");
+    let folder = bench.folder("plain");
+    let mut files: Vec<String> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    let expected = [
+        "checkpoints",
+        "metrics.jsonl",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "out.log",
+        "params.txt",
+        "skips.jsonl",
+    ];
+    assert_eq!(files, expected);
+    let params = fs::read_to_string(folder.join("params.txt")).unwrap();
+    assert!(params.contains("batch_size: 8\n") && params.contains("objective: roclip\n"), "{params}");
+    let steps = bench.lines("plain", "metrics.jsonl");
+    assert_eq!(steps.len(), 20);
+    for (n, step) in steps.iter().enumerate() {
+        assert_eq!(step["step"], n + 1);
+        assert_eq!(step["pool_similarity"].is_number(), (n / 5) % 2 == 1, "matched epochs");
+    }
+    let left: Vec<_> = fs::read_dir(folder.join("checkpoints")).unwrap().flatten().collect();
+    assert_eq!(left.len(), 4, "one checkpoint an epoch; those within epochs were superseded");
+}
+
+/// The exported model is the checkpoint's, tensor by tensor, and nothing else.
+#[test]
+fn the_exported_model_is_the_trained_one() {
+    let bench = Bench::new();
+    bench.run("export", &[]);
+    let path = bench.folder("export").join("open_clip_model.safetensors");
+    let bytes = fs::read(path).unwrap();
+    let model = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let state = bench.final_state("export");
+    let of_model = |name: &&String| !name.starts_with("optimizer.") && !name.starts_with("pool.");
+    let names: Vec<&String> = state.tensors.keys().filter(of_model).collect();
+    assert_eq!(model.len(), names.len());
+    for name in names {
+        let expected: &[u8] = bytemuck::cast_slice(&state.tensors[name].values);
+        assert_eq!(model.tensor(name).unwrap().data(), expected, "{name}");
+    }
+    let config = fs::read(bench.folder("export").join("open_clip_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["model_cfg"]["embed_dim"], 12);
+    assert_eq!(config["preprocess_cfg"]["mean"][0], 0.48145466);
+}
+
+#[test]
+fn neither_threads_nor_workers_change_a_bit() {
+    let bench = Bench::new();
+    bench.run("one", &[]);
+    bench.run("many", &["--threads", "3", "--workers", "5"]);
+    assert_same(&bench.final_state("one"), &bench.final_state("many"));
+}
+
+#[test]
+fn a_signal_saves_and_resuming_continues_to_the_same_bits() {
+    let bench = Bench::new();
+    bench.run("whole", &["--epochs", "40"]);
+    for signal in ["-TERM", "-INT"] {
+        let name = format!("cut{signal}");
+        let child = bench.spawn(&name, &["--epochs", "40"]);
+        let metrics = bench.folder(&name).join("metrics.jsonl");
+        wait_until("a few steps", || {
+            fs::read_to_string(&metrics).is_ok_and(|m| m.lines().count() >= 7)
+        });
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(75), "stopped by a signal, resumable");
+        let log = fs::read_to_string(bench.folder(&name).join("out.log")).unwrap();
+        let word = log.lines().last().unwrap();
+        assert!(word.contains("resume with: ") && word.ends_with("--resume latest"), "{word}");
+        bench.run(&name, &["--epochs", "40", "--resume", "latest"]);
+        let last = |name: &str| {
+            file::read(&bench.folder(name).join("checkpoints/epoch_40.safetensors")).unwrap()
+        };
+        assert_same(&last("whole"), &last(&name));
+    }
+}
+
+/// Fifty kills at random moments, each followed by a resume that is killed in its turn, until a run
+/// reaches its end; then the bits are those of the undisturbed run.
+#[test]
+fn killed_fifty_times_the_run_reaches_the_same_bits() {
+    let bench = Bench::new();
+    let began = Instant::now();
+    bench.run("undisturbed", &[]);
+    let whole = began.elapsed();
+    let expected = bench.final_state("undisturbed");
+    let mut rng = Rng::new(50, Domain::SampleOrder, 0, 0);
+    let (mut kills, mut runs) = (0, 0);
+    while kills < 50 {
+        runs += 1;
+        let name = format!("killed{runs}");
+        while !finished_after_a_kill(&bench, &name, whole.mul_f64(rng.range(0.0, 1.1))) {
+            kills += 1;
+        }
+        assert_same(&expected, &bench.final_state(&name));
+        let count = bench.lines("undisturbed", "skips.jsonl").len();
+        assert_eq!(bench.lines(&name, "skips.jsonl").len(), count);
+        fs::remove_dir_all(bench.folder(&name)).unwrap();
+    }
+    println!("{kills} kills over {runs} runs");
+}
+
+/// Starts or resumes a run and kills it after `delay`; whether it was done before that.
+fn finished_after_a_kill(bench: &Bench, name: &str, delay: Duration) -> bool {
+    let checkpoints = bench.folder(name).join("checkpoints");
+    let files = fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+    let any = files.into_iter().any(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+    let resume: &[&str] = if any { &["--resume", "latest"] } else { &[] };
+    let mut child = bench.spawn(name, resume);
+    std::thread::sleep(delay);
+    let done = child.try_wait().unwrap();
+    let _ = child.kill();
+    child.wait().unwrap();
+    done.is_some_and(|status| {
+        assert!(status.success(), "a resumed run failed");
+        true
+    })
+}
+
+#[test]
+fn resume_passes_over_a_damaged_checkpoint_and_says_so() {
+    let bench = Bench::new();
+    bench.run("hurt", &[]);
+    let folder = bench.folder("hurt").join("checkpoints");
+    let newest = folder.join("epoch_4.safetensors");
+    let expected = bench.final_state("hurt");
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let told = text(&bench.run("hurt", &["--resume", "latest"]));
+    assert!(told.contains("passed over") && told.contains("damaged: sha256"), "{told}");
+    assert!(told.contains("epoch_3.safetensors (epoch 3, step 15)"), "{told}");
+    assert_same(&expected, &bench.final_state("hurt"));
+}
+
+#[test]
+fn resume_refuses_another_run_and_names_the_flags() {
+    let bench = Bench::new();
+    bench.run("first", &["--epochs", "1"]);
+    let output = bench.command("first", &["--batch-size", "4", "--resume", "latest"]).output().unwrap();
+    assert!(!output.status.success());
+    let told = text(&output);
+    assert!(told.contains("--batch-size 8 (now 4)"), "{told}");
+    let output = bench.command("none", &["--resume", "latest"]).output().unwrap();
+    assert!(text(&output).contains("no checkpoint to resume from"), "{}", text(&output));
+}
+
+/// The contrastive loss sees all pairs of a step, however many passes hold them: up to rounding, the
+/// same training. The bound is that of float32 sums in another order over 20 steps: 2⁻²³ relative to
+/// gradients of order 1 under AdamW, whose first steps divide by their own size, gives up to lr.
+#[test]
+fn accumulation_leaves_the_contrastive_result_unchanged() {
+    let bench = Bench::new();
+    let sure = ["--warmup", "1000", "--eps", "0.01"];
+    bench.run("once", &sure);
+    bench.run("twice", &[&sure[..], &["--batch-size", "4", "--accum-freq", "2"]].concat());
+    let losses = |name: &str| -> Vec<f64> {
+        bench.lines(name, "metrics.jsonl").iter().map(|l| l["loss"].as_f64().unwrap()).collect()
+    };
+    let (a, b) = (losses("once"), losses("twice"));
+    assert_eq!(a.len(), 20);
+    for (step, (a, b)) in a.iter().zip(&b).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * a, "step {step}: {a} and {b}");
+    }
+}
+
+#[test]
+fn non_finite_steps_change_nothing_and_stop_the_run() {
+    let bench = Bench::new();
+    let output = bench
+        .command("wild", &["--lr", "1e30", "--warmup", "0", "--objective", "clip"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let told = text(&output);
+    assert!(told.contains("(3 of 3 in a row)") && told.contains("Lower --lr"), "{told}");
+    let refused = bench.lines("wild", "nonfinite.jsonl");
+    assert_eq!(refused.len(), 3);
+    let first = refused[0]["samples"][0].as_str().unwrap();
+    assert!(first.contains(".tar:0000"), "{first}");
+    let saved = fs::read_dir(bench.folder("wild").join("checkpoints")).unwrap().flatten();
+    for checkpoint in saved {
+        let state = file::read(&checkpoint.path()).unwrap();
+        let finite = |values: &Vec<f32>| values.iter().all(|v| v.is_finite());
+        assert!(state.tensors.values().all(|t| finite(&t.values)), "{:?}", checkpoint.path());
+    }
+}
+
+#[test]
+fn zero_shot_accuracy_is_measured_and_kept() {
+    let bench = Bench::new();
+    let eval = bench.path("eval");
+    fs::create_dir_all(eval.join("test")).unwrap();
+    fs::write(eval.join("classnames.txt"), "picture 0\npicture 1\npicture 2\n").unwrap();
+    let members: Vec<(String, Vec<u8>)> = (0..3)
+        .flat_map(|n| {
+            let picture = (format!("{n:06}.png"), crate::common::shards::png(n));
+            [picture, (format!("{n:06}.cls"), n.to_string().into_bytes())]
+        })
+        .collect();
+    fs::write(eval.join("test/0.tar"), crate::common::shards::tar(&members)).unwrap();
+    let told = text(&bench.run("seen", &["--zeroshot-data", eval.to_str().unwrap()]));
+    assert!(told.contains("Eval Epoch: 4 zeroshot-chance: 0.3333"), "{told}");
+    let results = bench.lines("seen", "results.jsonl");
+    assert_eq!(results.len(), 4);
+    for result in results {
+        let (top1, top5) = (result["zeroshot-top1"].as_f64().unwrap(), &result["zeroshot-top5"]);
+        assert!((top1 * 3.0).fract() == 0.0 && *top5 == 1.0, "{result}");
+    }
+}
+
+#[test]
+fn wrong_flags_are_told_before_anything_starts() {
+    let bench = Bench::new();
+    let missing = Path::new("/nowhere/model.json").display().to_string();
+    let cases: [(&[&str], &str); 12] = [
+        (&["--batch-size", "0"], "--batch-size: 0; expected at least 1"),
+        (&["--batch-size", "100"], "at most 40, the pairs of"),
+        (&["--lr", "-1"], "--lr"),
+        (&["--beta2", "1"], "--beta2: 1; expected at least 0 and below 1"),
+        (&["--objective", "safe"], "clip, paper, official or roclip"),
+        (&["--pool-size", "0"], "--pool-size"),
+        (&["--pool-size", "many"], "--pool-size"),
+        (&["--aug-cfg", "scale"], "KEY=VALUE"),
+        (&["--model", "ViT-Z-9"], "ViT-B-32"),
+        (&["--model", &missing], "/nowhere/model.json"),
+        (&["--device", "tpu"], "--device: tpu; expected cpu"),
+        (&["--epochs-cooldown", "1"], "--epochs-cooldown"),
+    ];
+    for (flags, word) in cases {
+        let output = bench.command("never", flags).output().unwrap();
+        assert!(!output.status.success(), "{flags:?} was taken");
+        let told = text(&output);
+        assert!(told.contains(word), "{flags:?}: {told}");
+        assert!(!told.contains("panicked"), "{told}");
+        assert!(!bench.folder("never").exists(), "{flags:?} left a folder");
+    }
+}
+
+#[test]
+fn a_config_file_holds_flags_and_the_command_line_wins() {
+    let bench = Bench::new();
+    let config = bench.path("run.toml");
+    fs::write(&config, "epochs = 1\nlr = 0.5\naug-cfg = [\"scale=0.5,1.0\"]\n").unwrap();
+    let file = config.to_str().unwrap();
+    bench.run("configured", &["--config", file, "--lr", "0.001"]);
+    let params = fs::read_to_string(bench.folder("configured").join("params.txt")).unwrap();
+    assert!(params.contains("lr: 0.001\n") && params.contains("aug_cfg: scale=0.5,1.0\n"), "{params}");
+    assert!(params.contains("epochs: 4\n"), "flags given after --config override it");
+    fs::write(&config, "epoks = 1\n").unwrap();
+    let output = bench.command("typo", &["--config", file]).output().unwrap();
+    assert!(text(&output).contains("--epoks"), "{}", text(&output));
+}
+
+/// Every flag tells what it is for.
+#[test]
+fn every_flag_has_help() {
+    let output = Command::new(env!("CARGO_BIN_EXE_roclip-train")).arg("--help").output().unwrap();
+    let help = text(&output);
+    let lines: Vec<&str> = help.lines().collect();
+    let mut flags = 0;
+    for (n, line) in lines.iter().enumerate() {
+        if line.trim_start().starts_with("--") {
+            flags += 1;
+            assert!(lines[n + 1].trim().len() > 10, "{line} has no help");
+        }
+    }
+    assert!(flags > 45, "{flags} flags:\n{help}");
+}
