@@ -60,7 +60,10 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "no .{extension} below {folder}: this test looks in the wrong place");
+    assert!(
+        !found.is_empty(),
+        "no .{extension} below {folder}: this test looks in the wrong place"
+    );
     found
 }
 
@@ -137,7 +140,8 @@ fn arrows_point_one_way() {
 #[test]
 fn a_wrong_arrow_is_seen() {
     let path = Path::new("src/optim/planted.rs");
-    for code in ["use crate::train::run;", "use crate::{error::{A, B}, matching::{Pool, X}, flow};"] {
+    for code in ["use crate::train::run;", "use crate::{error::{A, B}, matching::{Pool, X}, flow};"]
+    {
         assert_eq!(wrong_arrows(path, code).len(), 1, "{code}");
     }
     assert_eq!(wrong_arrows(path, "use crate::{error::Result, flow::State};").len(), 0);
@@ -223,7 +227,10 @@ fn pieces_are_short() {
 
 #[test]
 fn a_long_function_is_seen() {
-    let text = format!("impl X {{\n    fn f(\n        a: u8,\n    ) {{\n{}    }}\n}}\n", "        g();\n".repeat(70));
+    let text = format!(
+        "impl X {{\n    fn f(\n        a: u8,\n    ) {{\n{}    }}\n}}\n",
+        "        g();\n".repeat(70)
+    );
     assert_eq!(long_functions(&text), vec![(2, 74)]);
     assert!(long_functions("fn f() {\n    g();\n}\n").is_empty());
 }
@@ -244,7 +251,9 @@ fn no_leftovers() {
 fn unsafe_stays_in_the_backend() {
     let sources = files("src", "rs").into_iter().filter(|p| !p.starts_with("src/backend/cpu"));
     let with_unsafe: Vec<_> = sources
-        .filter(|p| product_code(&read(p)).split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe"))
+        .filter(|p| {
+            product_code(&read(p)).split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe")
+        })
         .collect();
     assert!(with_unsafe.is_empty(), "{with_unsafe:?}");
 }
@@ -266,8 +275,10 @@ fn no_dead_files() {
         if name == "lib" || name == "main" {
             continue;
         }
-        let declares = ["mod.rs", "lib.rs", "main.rs"].iter().any(|file| {
-            let declaring = root().join(parent).join(file);
+        let beside = parent.with_extension("rs");
+        let inside = ["mod.rs", "lib.rs", "main.rs"].map(|file| parent.join(file));
+        let declares = inside.iter().chain([&beside]).any(|file| {
+            let declaring = root().join(file);
             declaring.exists() && read(&declaring).contains(&format!("mod {name};"))
         });
         if !declares {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
 /// that planted pairs are not learned (RoCLIP).
 #[derive(Clone, Debug, Parser)]
-#[command(name = "roclip-train", version, args_override_self = true)]
+#[command(name = "roclip-train", version, args_override_self = true, allow_negative_numbers = true)]
 #[command(after_help = "Exit codes: 0 finished; 1 failed; 2 a flag is wrong; 3 loss or gradients \
     stayed non-finite; 75 stopped by a signal with a checkpoint written (the command that resumes \
     is the last line printed).")]
