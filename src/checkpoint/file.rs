@@ -57,7 +57,7 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.tmp"))
 }
 
-/// Whether a directory entry is what an interrupted [`write`] leaves behind.
+/// Whether a directory entry is what an interrupted [`write()`] leaves behind.
 pub fn is_temporary(name: &str) -> bool {
     name.starts_with('.') && name.ends_with(".safetensors.tmp")
 }
@@ -102,7 +102,7 @@ pub fn write(path: &Path, state: &State) -> Result<()> {
 /// Writes only the tensors of a state, atomically: a model as open_clip and others read it.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_weights(path: &Path, state: &State) -> Result<()> {
     write_tensors(path, state, HashMap::new())
 }
