@@ -25,7 +25,7 @@ use super::decode::DecodeLimits;
 use super::ledger::{Entry, Tally};
 use super::sample::{Captions, Fields};
 use super::shard::ShardLimits;
-use super::source::{Shard, list_shards};
+use super::source::{Shard, fingerprint, list_shards};
 use super::text::eda::Eda;
 use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
@@ -228,6 +228,13 @@ impl Loader {
     /// The shards, in listed order.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
+    }
+
+    /// Names the list of shards: the same for the same paths in the same order with the same
+    /// sizes ([`fingerprint`]). Two lists may yield other pairs at the same [`Position`], so a run
+    /// that is resumed should compare it.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(&self.shards)
     }
 
     /// The configuration.

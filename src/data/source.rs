@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result};
 
 /// Most names that one pattern may expand to.
@@ -69,6 +71,22 @@ pub fn list_shards(shards: &str) -> Result<Vec<Shard>> {
         return Err(refuse(shards, "standard input (`-`) can be listed only once"));
     }
     Ok(list)
+}
+
+/// What tells one list of shards from another: the first 16 hexadecimal digits of the SHA-256 over
+/// `name NUL size LF` of each shard in order. The name is the path as listed; the size is in
+/// bytes, and `-` for what is no plain file or not there. No shard is read.
+pub fn fingerprint(shards: &[Shard]) -> String {
+    let mut hasher = Sha256::new();
+    for shard in shards {
+        let plain_file = match &shard.source {
+            Source::Stdin => None,
+            Source::File(path) => std::fs::metadata(path).ok().filter(|m| m.is_file()),
+        };
+        let size = plain_file.map_or("-".into(), |file| file.len().to_string());
+        hasher.update(format!("{}\0{size}\n", shard.name));
+    }
+    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn refuse(pattern: &str, reason: impl Into<String>) -> Error {
@@ -421,6 +439,26 @@ mod tests {
             let message = list_shards(&pattern).unwrap_err().to_string();
             assert!(message.contains(&pattern) && message.contains(root), "{message}");
         }
+    }
+
+    /// The expected digits are those of `printf 'a.tar\0003\nb.tar\000-\n-\000-\n' | sha256sum`.
+    #[test]
+    fn fingerprints_tell_names_sizes_and_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+        put("a.tar", b"abc");
+        let shard = |name: &str| Shard {
+            name: name.into(),
+            source: if name == "-" { Source::Stdin } else { Source::File(dir.path().join(name)) },
+        };
+        let list = ["a.tar", "b.tar", "-"].map(shard);
+        let first = fingerprint(&list);
+        assert_eq!(first, "556d080e2b87b438");
+        put("a.tar", b"xyz");
+        assert_eq!(fingerprint(&list), first);
+        put("a.tar", b"abcd");
+        assert_ne!(fingerprint(&list), first);
+        assert_ne!(fingerprint(&["b.tar", "a.tar", "-"].map(shard)), fingerprint(&list));
     }
 
     #[test]
