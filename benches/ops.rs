@@ -1,8 +1,9 @@
 //! Speed of every operation of the CPU, at the shapes of ViT-B/32 and its text tower.
 //!
-//! `cargo bench --bench ops -- [--quick] [threads]`. One line an operation: median and least time, the
-//! rate, its share of the limit measured in the same run (the largest square product for what computes,
-//! a copy of memory for what moves), and a hash of the result, which must not change with the threads.
+//! `cargo bench --bench ops -- [--quick] [threads]`. One line an operation: median and least time,
+//! the rate, its share of the limit measured in the same run (the largest square product for what
+//! computes, a copy of memory for what moves), and a hash of the result, which must not change with
+//! the threads.
 
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::adamw::{AdamWStep, adamw};

@@ -2,8 +2,8 @@
 //!
 //! A device knows shapes, never meanings: no sample, no caption, no epoch appears below this line.
 //! Every operation has one name in its contract (`ops/<op>.rs`: documentation, checks, trait), its
-//! CPU implementation (`cpu/<op>.rs`), its tests (`tests/ops/<op>.rs`) and its row in the benches; a
-//! second device adds `<device>/<op>.rs` and changes nothing else.
+//! CPU implementation (`cpu/<op>.rs`), its tests (`tests/ops/<op>.rs`) and its row in the benches;
+//! a second device adds `<device>/<op>.rs` and changes nothing else.
 //!
 //! Two laws hold for all operations:
 //! - **Gradients of weights add, gradients of activations overwrite**, except where an argument of

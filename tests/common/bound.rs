@@ -25,8 +25,8 @@ pub fn allowance<T: Float>(golden: &Golden, tensor: &str) -> f64 {
     2.0 * naive * eps / f64::from(f32::EPSILON) + 4.0 * eps * largest
 }
 
-/// Every element of `got` is that of `tensor` plus `start`, within [`allowance`] and the rounding of
-/// the addition.
+/// Every element of `got` is that of `tensor` plus `start`, within [`allowance`] and the rounding
+/// of the addition.
 #[track_caller]
 pub fn close<T: Float>(golden: &Golden, tensor: &str, start: f64, got: &[T]) {
     close_within(golden, tensor, start, got, allowance::<T>(golden, tensor));

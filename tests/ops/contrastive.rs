@@ -34,9 +34,10 @@ fn agrees_with_torch<D: Backend>(device: &D) {
             contrastive::backward(device, shape, images, texts, scale, lse.0, lse.1, grads)
                 .unwrap();
         }
-        // The contract hands log-sum-exps over rounded, by at most ε/2 of the largest; an exponential
-        // of the difference moves by as much, so a row, whose two sums of probabilities weigh at most
-        // 1 each in the worst case, moves by s/(2G) times twice that, times columns of length 1.
+        // The contract hands log-sum-exps over rounded, by at most ε/2 of the largest; an
+        // exponential of the difference moves by as much, so a row, whose two sums of probabilities
+        // weigh at most 1 each in the worst case, moves by s/(2G) times twice that, times columns
+        // of length 1.
         let largest = c.values("col_lse").into_iter().chain(c.values("lse"));
         let largest = largest.fold(0.0, |m: f64, x| m.max(x.abs()));
         let s = c.values("logit_scale")[0].exp();

@@ -55,7 +55,8 @@ struct Case<'a, D: Backend> {
 }
 
 impl<'a, D: Backend> Case<'a, D> {
-    /// All cases of `ops_<op>`, in order of their names; the name is what stands before the last `/`.
+    /// All cases of `ops_<op>`, in order of their names; the name is what stands before the last
+    /// `/`.
     fn all(device: &'a D, op: &str) -> Vec<Self> {
         let open = || Golden::open(&format!("ops_{op}"));
         let case = |name: String| name.rsplit_once('/').expect("case/tensor").0.to_string();

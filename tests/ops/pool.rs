@@ -33,7 +33,8 @@ fn a_query_of_nan_gets_row_0<D: Backend>(device: &D) {
 }
 on_every_device!(a_query_of_nan_gets_row_0);
 
-/// Equal rows at every distance from the end of a tile must score equal bits, or the tie rule fails.
+/// Equal rows at every distance from the end of a tile must score equal bits, or the tie rule
+/// fails.
 fn equal_rows_tie_wherever_they_stand<D: Backend>(device: &D) {
     let width = 37;
     let row: Vec<f64> = (0..width).map(|i| f64::from((i * 7919 % 1000) as f32 / 999.0)).collect();

@@ -50,8 +50,8 @@ impl CpuFloat for f32 {
         self.is_nan()
     }
 
-    /// `2ⁿ · eʳ`, `r = x − n·ln 2` within ±½ ln 2, where Taylor's polynomial of degree 7 is off by less
-    /// than 6·10⁻⁹. No branches: loops over it vectorise.
+    /// `2ⁿ · eʳ`, `r = x − n·ln 2` within ±½ ln 2, where Taylor's polynomial of degree 7 is off by
+    /// less than 6·10⁻⁹. No branches: loops over it vectorise.
     #[inline(always)]
     fn exp(self) -> Self {
         // adding 1.5·2²³ rounds to an integer and leaves it in the low bits
@@ -82,8 +82,8 @@ impl CpuFloat for f32 {
     }
 
     /// The tail above |x| is `exp(−x²/2)` times a polynomial in `1/(1 + 0.4·|x|)`, fitted by least
-    /// squares of the relative error at 400 Chebyshev points of 0 ≤ x ≤ 14 (largest 1.1·10⁻⁸); beyond,
-    /// the exponential is 0.
+    /// squares of the relative error at 400 Chebyshev points of 0 ≤ x ≤ 14 (largest 1.1·10⁻⁸);
+    /// beyond, the exponential is 0.
     #[inline(always)]
     fn normal(self) -> (Self, Self) {
         const TAIL: [f32; 11] = [

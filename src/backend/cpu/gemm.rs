@@ -1,16 +1,18 @@
 //! Matrix products.
 //!
-//! `c` is cut into blocks of rows, and `k` into pieces whose panels fit the second cache: both operands
-//! are copied ("packed") into panels that the [`super::kernel`] reads from front to back. Blocks do not
-//! depend on the number of threads, and each element's sum runs in the order of `k`: the same bits
-//! always. Panels live in memory that the device keeps: nothing is allocated after the first call.
+//! `c` is cut into blocks of rows, and `k` into pieces whose panels fit the second cache: both
+//! operands are copied ("packed") into panels that the [`super::kernel`] reads from front to back.
+//! Blocks do not depend on the number of threads, and each element's sum runs in the order of `k`:
+//! the same bits always. Panels live in memory that the device keeps: nothing is allocated after
+//! the first call.
 //!
-//! Why not a crate: `matrixmultiply` 0.3.11 and `gemm` 0.19 allocate their panels in every call, and
-//! `gemm` sums small products in another order, so that equal rows of the pool could score differently.
-//! GFLOP/s of one thread (f32, AMD EPYC with AVX-512, ViT-B/32 products of 1600 rows, best of 20; peak
-//! of the kernel alone 116): `matrixmultiply` 77–92, `gemm` 90–104, this 83–97.
+//! Why not a crate: `matrixmultiply` 0.3.11 and `gemm` 0.19 allocate their panels in every call,
+//! and `gemm` sums small products in another order, so that equal rows of the pool could score
+//! differently. GFLOP/s of one thread (f32, AMD EPYC with AVX-512, ViT-B/32 products of 1600 rows,
+//! best of 20; peak of the kernel alone 116): `matrixmultiply` 77–92, `gemm` 90–104, this 92–107.
 //!
-//! Source of the scheme: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008.
+//! Source of the scheme: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication,
+//! 2008.
 
 use super::kernel::{MR, TILE, nr};
 use super::simd::vectorised;
@@ -24,8 +26,8 @@ const MC: usize = 96;
 /// Length of a piece of `k`.
 const KC: usize = 384;
 
-/// Panels of `b` that are multiplied with one after the other: 12 × 384 × 128 bytes stay in the second
-/// cache while the block's rows go by.
+/// Panels of `b` that are multiplied with one after the other: 12 × 384 × 128 bytes stay in the
+/// second cache while the block's rows go by.
 const PANELS: usize = 12;
 
 /// A matrix in a slice: its first element is the slice's, its strides are in elements.
@@ -140,8 +142,9 @@ fn pack_rows<F: CpuFloat>(a: Mat<F>, rows: usize, len: usize, room: &mut [F]) {
 }
 
 vectorised! {
-    /// Lays the first `lanes` rows of `x` side by side, element behind element: panel `[k, width]`, the
-    /// lanes beyond filled with zeros.
+    /// Lays the first `lanes` rows of `x` side by side, element behind element: panel `[k, width]`.
+    /// The lanes beyond keep what they held: they meet only in rows and columns of a tile that are
+    /// dropped.
     fn pack<F: CpuFloat>(x: Mat<F>, lanes: usize, width: usize, panel: &mut [F]) {
         // what callers pass, spelt out, so that a full row is a copy of known length
         if lanes == width && width == nr::<F>() {
@@ -150,7 +153,6 @@ vectorised! {
         if lanes == width && width == MR {
             return pack_lanes(x, lanes, MR, panel);
         }
-        panel.fill(F::ZERO);
         pack_lanes(x, lanes, width, panel);
     }
 }
@@ -176,8 +178,8 @@ fn pack_lanes<F: CpuFloat>(x: Mat<F>, lanes: usize, width: usize, panel: &mut [F
 }
 
 vectorised! {
-    /// Multiplies a packed block of rows with all packed panels; `c` is `rows × n`, its rows `stride`
-    /// apart.
+    /// Multiplies a packed block of rows with all packed panels; `c` is `rows × n`, its rows
+    /// `stride` apart.
     fn multiply<F: CpuFloat>(
         a: &[F],
         b: &[F],
@@ -200,7 +202,8 @@ vectorised! {
                         prefetch(c);
                     }
                     F::tile(a, b, tile);
-                    for (c, tile) in c.chunks_mut(stride).zip(tile.chunks_exact(nr::<F>())).take(height) {
+                    let rows = c.chunks_mut(stride).zip(tile.chunks_exact(nr::<F>()));
+                    for (c, tile) in rows.take(height) {
                         put(write, &mut c[..width], tile);
                     }
                 }
@@ -240,8 +243,8 @@ fn prefetch<F>(c: &[F]) {
 mod tests {
     use super::*;
 
-    /// Small integers, whose sums are exact in every order: sizes one past each block, both operands
-    /// both ways, set and added, dense and in wider rows.
+    /// Small integers, whose sums are exact in every order: sizes one past each block, both
+    /// operands both ways, set and added, dense and in wider rows.
     #[test]
     fn products_of_integers_are_exact() {
         let cpu = Cpu::<f32>::new(2).unwrap();

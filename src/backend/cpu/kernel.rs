@@ -1,7 +1,7 @@
 //! The innermost product: a tile of [`MR`] rows × [`nr`] columns, from two packed panels.
 //!
-//! Every element of a tile is one chain of multiply-adds in the order of `k`, wherever it stands: equal
-//! rows give equal bits, and a matrix may be cut anywhere.
+//! Every element of a tile is one chain of multiply-adds in the order of `k`, wherever it stands:
+//! equal rows give equal bits, and a matrix may be cut anywhere.
 
 use super::simd::Level;
 

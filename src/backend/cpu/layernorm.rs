@@ -1,4 +1,5 @@
-//! `layernorm` on the CPU: rows are independent; the gradients of gain and bias are sums of columns.
+//! `layernorm` on the CPU: rows are independent; the gradients of gain and bias are sums of
+//! columns.
 
 use super::simd::{self, vectorised};
 use super::{Cpu, CpuFloat};
@@ -88,7 +89,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// One row of `dx = rstd · (g − mean(g) − x̂·mean(g·x̂))` with `g = dy·gain`, `x̂` the normalised row.
+    /// One row of `dx = rstd · (g − mean(g) − x̂·mean(g·x̂))` with `g = dy·gain`, `x̂` the
+    /// normalised row.
     fn backward<F: CpuFloat>(
         x: &[F],
         gain: &[F],
@@ -117,8 +119,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds to `dgain` and `dbias` columns `first..` of `Σ dy·x̂` and `Σ dy`, in groups of rows to keep
-    /// the error of long sums small.
+    /// Adds to `dgain` and `dbias` columns `first..` of `Σ dy·x̂` and `Σ dy`, in groups of rows to
+    /// keep the error of long sums small.
     #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
     fn sum_rows<F: CpuFloat>(
         x: &[F],

@@ -34,8 +34,8 @@ pub struct Cpu<F: CpuFloat = f32> {
 
 struct Inner<F> {
     pool: rayon::ThreadPool,
-    /// For the operations and for the panels of products, one per thread of `pool`; like all scratch
-    /// memory grown to the largest use and kept.
+    /// For the operations and for the panels of products, one per thread of `pool`; like all
+    /// scratch memory grown to the largest use and kept.
     scratch: Vec<[Mutex<Vec<F>>; 2]>,
     /// The panels of a product on all threads.
     panels: Mutex<Vec<F>>,

@@ -1,8 +1,8 @@
 //! Plain loops, compiled for the widest registers of the machine they run on.
 //!
 //! Rust compiles for the oldest x86-64 unless told otherwise. A function within [`vectorised!`] is
-//! compiled three times and chosen when called. No level may contract `a·b + c`, and none changes the
-//! order of a sum, so all levels give the same bits.
+//! compiled three times and chosen when called. No level may contract `a·b + c`, and none changes
+//! the order of a sum, so all levels give the same bits.
 
 use super::CpuFloat;
 
@@ -40,7 +40,8 @@ impl Level {
 /// Running sums that a register holds side by side.
 const LANES: usize = 16;
 
-/// `Σ f(a, b)` in [`LANES`] sums side by side, added up at the end: vectorises, always in one order.
+/// `Σ f(a, b)` in [`LANES`] sums side by side, added up at the end: vectorises, always in one
+/// order.
 #[inline(always)]
 pub fn sum<F: CpuFloat, S: CpuFloat>(a: &[F], b: &[F], f: impl Fn(F, F) -> S) -> S {
     let (a, a_rest) = a.as_chunks::<LANES>();

@@ -3,8 +3,8 @@
 //!
 //! With `l[i,j] = s·⟨rows[i], cols[j]⟩`, `s = exp(logit_scale)`, the loss over `G` pairs is
 //! `1/(2G) · (Σᵢ lseⱼ l[i,j] − l[i,i]  +  Σⱼ lseᵢ l[i,j] − l[j,j])`. Its gradient by row `i` needs
-//! the row's own log-sum-exp and those of all columns:
-//! `d rows[i] = s/(2G) · Σⱼ (exp(l[i,j] − row_lse[i]) + exp(l[i,j] − col_lse[j]) − 2δᵢⱼ) · cols[j]`.
+//! the row's own log-sum-exp and those of all columns: `d rows[i]` is
+//! `s/(2G) · Σⱼ (exp(l[i,j] − row_lse[i]) + exp(l[i,j] − col_lse[j]) − 2δᵢⱼ) · cols[j]`.
 //! Ranks therefore exchange embeddings and `G` log-sum-exps, never gradients, and every rank holds
 //! the exact gradient of the global loss by its own rows. The other direction is the same call with
 //! images and texts exchanged.
@@ -75,8 +75,8 @@ pub trait Contrastive: Device {
     ) -> Result<()>;
 }
 
-/// `lse[i] = log Σⱼ exp(l[i,j])` and `own[i] = l[i, offset + i]`; the direction's part of the loss is
-/// `1/(2G) · Σᵢ (lse[i] − own[i])`, summed over ranks.
+/// `lse[i] = log Σⱼ exp(l[i,j])` and `own[i] = l[i, offset + i]`; the direction's part of the loss
+/// is `1/(2G) · Σᵢ (lse[i] − own[i])`, summed over ranks.
 ///
 /// | name          | shape                | dtype   |
 /// |---------------|----------------------|---------|
@@ -105,9 +105,9 @@ pub fn forward<D: Contrastive>(
     device.contrastive_forward(shape, rows, cols, logit_scale, lse, own)
 }
 
-/// Gradients of the symmetric loss by the local rows and by `logit_scale` (see the module's formula).
-/// `row_lse` `[N]` comes from this direction's [`forward`], `col_lse` `[G]` from the other's, gathered.
-/// The gradient of `logit_scale` is the local rows' part; ranks add theirs up.
+/// Gradients of the symmetric loss by the local rows and by `logit_scale` (see the module's
+/// formula). `row_lse` `[N]` comes from this direction's [`forward`], `col_lse` `[G]` from the
+/// other's, gathered. The gradient of `logit_scale` is the local rows' part; ranks add theirs up.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.

@@ -63,7 +63,8 @@ fn check(op: &'static str, x: usize, y: usize, gain_bias: usize, room: usize) ->
     require(op, room >= rows, "stats must hold every row", || format!("{room} for {rows} rows"))
 }
 
-/// `y = (x − mean(x)) / sqrt(var(x) + ε) · gain + bias`, row by row; the variance is the biased one.
+/// `y = (x − mean(x)) / sqrt(var(x) + ε) · gain + bias`, row by row; the variance is the biased
+/// one.
 ///
 /// | name        | shape                               | dtype   |
 /// |-------------|-------------------------------------|---------|

@@ -81,9 +81,9 @@ pub trait PatchEmbedding: Device {
     ) -> Result<()>;
 }
 
-/// Cuts pictures into patches: row `(n, i, j)` of `out` is patch `(i, j)` of picture `n`, its values
-/// in the order channel, row, column, which is that of a convolution's weight. No backward: pictures
-/// take no gradient.
+/// Cuts pictures into patches: row `(n, i, j)` of `out` is patch `(i, j)` of picture `n`, its
+/// values in the order channel, row, column, which is that of a convolution's weight. No backward:
+/// pictures take no gradient.
 ///
 /// | name     | shape                                  | dtype |
 /// |----------|----------------------------------------|-------|
