@@ -115,6 +115,17 @@ fn seed_and_epoch_change_order_and_augmentation_and_nothing_else() {
     );
 }
 
+/// With one shard the order of shards cannot hide that of pairs.
+#[test]
+fn the_epoch_changes_the_order_within_a_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = training(&write_shards(dir.path(), 1, 24));
+    let order = |epoch| load_from(config.clone(), Position::start_of(epoch)).keys;
+    assert_eq!(order(0), order(0));
+    assert_ne!(order(0), order(1));
+    assert_ne!(order(1), order(2));
+}
+
 /// Rows by key, so that runs can be compared whatever the order.
 fn captions(config: LoaderConfig, epoch: u64) -> BTreeMap<String, Vec<u32>> {
     in_time(move || {
