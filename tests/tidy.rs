@@ -191,7 +191,7 @@ fn long_functions(text: &str) -> Vec<(usize, usize)> {
         let indent = " ".repeat(line.len() - code.len());
         let end = format!("{indent}}}");
         let ends = |l: &&str| **l == end || l.starts_with(&indent) && l.ends_with(';');
-        let body = lines[start..].iter().position(|l| ends(l)).unwrap_or(0) + 1;
+        let body = lines[start..].iter().position(ends).unwrap_or(0) + 1;
         let opens = lines[start..start + body].iter().any(|l| l.ends_with('{'));
         let length = if opens {
             lines[start..].iter().position(|l| **l == end).map_or(1, |n| n + 1)
