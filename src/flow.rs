@@ -7,7 +7,6 @@
 use crate::backend::Slot;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,6 +55,12 @@ impl PackedTokens {
         Self { tokens: Vec::new(), cu_seqlens: vec![0] }
     }
 
+    /// Forgets all captions; their room stays.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.cu_seqlens.truncate(1);
+    }
+
     /// Appends one caption.
     pub fn push(&mut self, tokens: &[u32]) {
         self.tokens.extend_from_slice(tokens);
@@ -70,15 +75,6 @@ impl PackedTokens {
     /// Whether there are no captions.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The captions of a range of pairs, repacked.
-    pub fn slice(&self, pairs: Range<usize>) -> Self {
-        let mut part = Self::new();
-        for n in pairs {
-            part.push(self.get(n));
-        }
-        part
     }
 
     /// Token ids of caption `n`.

@@ -10,6 +10,7 @@ mod ops;
 mod optim;
 mod robust;
 mod run;
+mod step;
 mod stream;
 mod text;
 mod tidy;

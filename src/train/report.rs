@@ -3,6 +3,7 @@
 use super::step::Report;
 use crate::data::ledger::Tally;
 use crate::data::loader::Stats;
+use crate::flow::Matches;
 use serde_json::{Value, json};
 
 /// A running mean.
@@ -69,6 +70,8 @@ pub struct Line<'a> {
     pub samples_per_epoch: u64,
     /// The step's own figures.
     pub report: &'a Report,
+    /// What the pool answered, in a matched step.
+    pub matches: Option<&'a Matches>,
     /// Captions in the pool, and its size.
     pub pool: Option<(usize, usize)>,
     /// What became of the pairs of this epoch.
@@ -80,7 +83,7 @@ pub struct Line<'a> {
 impl Line<'_> {
     /// Mean similarity between images and what the pool chose; `None` in an unmatched step.
     fn similarity(&self) -> Option<f64> {
-        let scores = &self.report.matches.as_ref()?.score;
+        let scores = &self.matches?.score;
         Some(scores.iter().map(|&s| f64::from(s)).sum::<f64>() / scores.len() as f64)
     }
 
@@ -176,14 +179,9 @@ mod tests {
 
     #[test]
     fn the_line_is_open_clips_with_ours_at_its_end() {
-        let matches = crate::flow::Matches { index: vec![0, 1], score: vec![0.5, 0.7] };
-        let report = Report {
-            loss: 6.21,
-            grad_norm: 1.5,
-            lr: 1.2e-5,
-            logit_scale: 14.285,
-            matches: Some(matches),
-        };
+        let matches = Matches { index: vec![0, 1], score: vec![0.5, 0.7] };
+        let report =
+            Report { loss: 6.21, grad_norm: 1.5, lr: 1.2e-5, logit_scale: 14.285, matched: true };
         let mut window = Window::new();
         window.loss.add(7.83);
         window.loss.add(6.21);
@@ -197,6 +195,7 @@ mod tests {
             pairs_per_step: 1024,
             samples_per_epoch: 3_318_333,
             report: &report,
+            matches: Some(&matches),
             pool: Some((21_845, 21_845)),
             tally: &tally,
             stats: Stats {

@@ -209,6 +209,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     fn tell(&mut self, report: &Report, window: &mut Window, batches: &Epoch) -> Result<()> {
         self.nonfinite = 0;
         window.loss.add(report.loss);
+        let matches = if report.matched { self.trainer.matches()? } else { None };
         let line = Line {
             epoch: self.position.epoch,
             step: self.trainer.steps(),
@@ -216,6 +217,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             pairs_per_step: self.trainer.pairs_per_step(),
             samples_per_epoch: self.options.samples_per_epoch,
             report,
+            matches: matches.as_ref(),
             pool: self.trainer.pool(),
             tally: &self.position.tally,
             stats: batches.stats(),

@@ -1,14 +1,13 @@
 //! One step, top to bottom: batch → features → match → loss → gradients → parameters. Read this
 //! second, after `flow.rs`.
 
-use crate::backend::{Backend, Communicator, Float, Slot, View, ViewMut};
+use crate::backend::{Backend, Communicator, Float, View, ViewMut};
 use crate::encode::Clip;
 use crate::error::Result;
-use crate::flow::{Batch, Matches, SampleId, State};
+use crate::flow::{Batch, Matches, PackedTokens, SampleId, State};
 use crate::matching::{CaptionPool, Objective};
 use crate::objective::{ClipLoss, LogitScale, Targets};
 use crate::optim::{Optimizer, Schedule, TextUpdate};
-use std::borrow::Cow;
 use std::path::Path;
 
 /// What every step of a run has in common.
@@ -48,8 +47,8 @@ pub struct Report {
     pub lr: f64,
     /// `exp(logit_scale)` after the step: the inverse temperature.
     pub logit_scale: f64,
-    /// What the pool answered, in a matched step.
-    pub matches: Option<Matches>,
+    /// Whether images were matched to the pool; [`Trainer::matches`] then tells to what.
+    pub matched: bool,
 }
 
 /// Why a step was refused.
@@ -73,7 +72,9 @@ pub struct Trainer<D: Backend, C: Communicator<D>> {
     loss: ClipLoss<D>,
     logit_scale: LogitScale,
     pool: Option<CaptionPool<D>>,
+    /// Pictures and captions of one pass.
     pixels: D::Buf<D::Act>,
+    captions: PackedTokens,
     /// `[N, D]` raw features and their gradients.
     image: Features<D>,
     text: Features<D>,
@@ -124,6 +125,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             loss: ClipLoss::new(&device, &comm, pairs, width)?,
             logit_scale: LogitScale { slot: model.params().slot("logit_scale") },
             pixels: device.alloc(pixels)?,
+            captions: PackedTokens::new(),
             image: Features::new(&device, pairs * width)?,
             text: Features::new(&device, pairs * width)?,
             steps: 0,
@@ -137,7 +139,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         })
     }
 
-    /// Trains on one batch of `micro_batch · accum_freq` pairs; `epoch` counts from 0.
+    /// Trains on one batch of `micro_batch · accum_freq` pairs; `epoch` counts from 0. Allocates
+    /// nothing after the first of its kind.
     ///
     /// # Errors
     /// Whatever device or communicator refuse. A non-finite loss or gradient is not an error but
@@ -178,22 +181,13 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             return self.refuse("gradient", batch);
         }
         self.logit_scale.clamp(&self.device, &mut self.weights)?;
-        let matches = self.finish_matching(matched, epoch)?;
-        self.steps += 1;
-        let logit_scale = self.scale()?;
-        Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matches }))
-    }
-
-    /// What the lookup chose; afterwards this step's captions enter the pool, so that none of them
-    /// could have been chosen.
-    fn finish_matching(&mut self, matched: bool, epoch: u64) -> Result<Option<Matches>> {
-        let (objective, every) = (self.options.objective, self.options.match_every);
-        let Some(pool) = &mut self.pool else { return Ok(None) };
-        let matches = if matched { Some(pool.matches(&self.device)?) } else { None };
-        if objective.inserts_in(epoch, every) {
+        // Only now, so that no caption of this step could have been chosen.
+        if let (true, Some(pool)) = (objective.inserts_in(epoch, every), &mut self.pool) {
             pool.insert(&self.device, self.loss.all_texts())?;
         }
-        Ok(matches)
+        self.steps += 1;
+        let logit_scale = self.scale()?;
+        Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matched }))
     }
 
     /// Raw features of all pairs, one micro-batch after another.
@@ -216,12 +210,10 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     fn forward_text(&mut self, batch: &Batch, part: usize) -> Result<()> {
         let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
-        let captions = match self.options.accum_freq {
-            1 => Cow::Borrowed(&batch.captions),
-            _ => Cow::Owned(batch.captions.slice(part * n..(part + 1) * n)),
-        };
+        self.captions.clear();
+        (part * n..(part + 1) * n).for_each(|pair| self.captions.push(batch.captions.get(pair)));
         let out = ViewMut::of(&mut self.text.raw, part * n * width..(part + 1) * n * width);
-        self.model.encode_text(&self.device, &self.weights, &captions, out)
+        self.model.encode_text(&self.device, &self.weights, &self.captions, out)
     }
 
     fn pixels_per_pass(&self) -> usize {
@@ -275,13 +267,17 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     /// `exp(logit_scale)`.
     fn scale(&self) -> Result<f64> {
-        Ok(self.parameter(self.logit_scale.slot)?[0].exp())
+        let mut value = [D::Acc::default()];
+        self.device.read_weights(&self.weights, self.logit_scale.slot, &mut value)?;
+        Ok(value[0].to_f64().exp())
     }
 
-    fn parameter(&self, slot: Slot) -> Result<Vec<f64>> {
-        let mut host = vec![D::Acc::default(); slot.len];
-        self.device.read_weights(&self.weights, slot, &mut host)?;
-        Ok(host.into_iter().map(Float::to_f64).collect())
+    /// What the pool answered in the last step, if that was a matched one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    pub fn matches(&self) -> Result<Option<Matches>> {
+        self.pool.as_ref().map(|pool| pool.matches(&self.device)).transpose()
     }
 
     /// What every step has in common.
@@ -316,7 +312,9 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// [`crate::Error::Device`] where the device refuses.
     pub fn save_weights(&self, state: &mut State) -> Result<()> {
         for param in self.model.params().iter() {
-            let values = self.parameter(param.slot)?.into_iter().map(|x| x as f32).collect();
+            let mut values = vec![D::Acc::default(); param.slot.len];
+            self.device.read_weights(&self.weights, param.slot, &mut values)?;
+            let values = values.into_iter().map(|x| x.to_f64() as f32).collect();
             state.put(param.name.clone(), &param.shape, values);
         }
         Ok(())

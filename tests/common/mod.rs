@@ -7,5 +7,6 @@ pub mod bound;
 pub mod golden;
 pub mod shards;
 pub mod threads_comm;
+pub mod tiny;
 
 pub use golden::Golden;

@@ -1,0 +1,37 @@
+//! The tiny model that several generators share, and the numbers that fill it: both sides compute
+//! them from a hash, so that no file holds them.
+
+use super::golden;
+use roclip::encode::ClipConfig;
+use roclip::flow::{Param, ParamTable};
+
+fn splitmix64(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// The generators' `noise`: values in [-1, 1) that f32 holds exactly.
+pub fn noise(stream: u64, n: usize) -> Vec<f64> {
+    let value = |i| (splitmix64((stream << 32) | i as u64) >> 48) as f64 / 32768.0 - 1.0;
+    (0..n).map(value).collect()
+}
+
+/// The model of `golden/make_encode.py`.
+pub fn tiny(quick_gelu: bool) -> ClipConfig {
+    let config =
+        ClipConfig::load(golden::folder().join("encode_config.json").to_str().unwrap()).unwrap();
+    ClipConfig { quick_gelu, ..config }
+}
+
+/// Its weights.
+pub fn tiny_weights(table: &ParamTable) -> Vec<f64> {
+    let tensor = |(stream, param): (usize, &Param)| {
+        let gain = param.name.contains("ln_") && param.name.ends_with("weight");
+        let base = if gain { 1.0 } else { 0.0 };
+        let values = noise(stream as u64, param.slot.len);
+        values.into_iter().map(move |v| base + 0.5 * v).collect::<Vec<_>>()
+    };
+    table.iter().enumerate().flat_map(tensor).collect()
+}

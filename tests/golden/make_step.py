@@ -1,0 +1,138 @@
+"""Golden values of whole training: a tiny open_clip model, its loss, torch's AdamW.
+
+    python tests/golden/make_step.py tests/golden
+
+Made with open_clip_torch 3.3.0, torch 2.15 (CPU), numpy. Deterministic. Written from the
+description of the method; model, weights and noise are those of make_encode.py.
+
+For the objectives `clip` and `roclip`: 3 epochs of 4 steps on 6 pairs, K = 2, a pool of 9 captions,
+warm-up of 3 steps and a cosine, gradients clipped to norm 0.5, all in float64. Stored per step: loss,
+gradient norm, learning rate, inverse temperature, chosen rows; at the end, of every parameter, the inner
+products with ones, with itself and with noise. `drift` is what the same run differs by when its weights
+begin one part in 2^40 larger: how far rounding may be carried.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from make_encode import CONFIG, END, START, model, noise
+from open_clip_train.scheduler import cosine_lr
+
+PAIRS, EPOCHS, STEPS, POOL = 6, 3, 4, 9
+LR, WARMUP, WD, CLIP_NORM = 0.002, 3, 0.2, 0.5
+LENGTHS = [5, 13, 2, 9, 7, 3]
+PIXELS, TOKENS, PROBE = 2000, 3000, 4000
+
+
+def batch(step):
+    side, context = CONFIG["vision_cfg"]["image_size"], CONFIG["text_cfg"]["context_length"]
+    pixels = noise(PIXELS + step, PAIRS * 3 * side * side).reshape(PAIRS, 3, side, side)
+    # Each picture has a brightness and a contrast of its own, so that their features differ.
+    pixels = np.stack([(n + 1) / 2 * image + n - 2.5 for n, image in enumerate(pixels)])
+    draws = ((noise(TOKENS + step, PAIRS * context) + 1) * 32768).astype(np.int64) % START
+    ids = np.zeros((PAIRS, context), dtype=np.int64)
+    for n, length in enumerate(LENGTHS):
+        ids[n, :length] = draws[n * context :][:length]
+        ids[n, 0], ids[n, length - 1] = START, END
+    return torch.from_numpy(pixels), torch.from_numpy(ids)
+
+
+def decays(name, param):
+    return param.ndim >= 2 and not any(part in name for part in ["bn", "ln", "bias", "logit_scale"])
+
+
+class Pool:
+    """A ring of caption embeddings, empty at first."""
+
+    def __init__(self, rows):
+        self.rows, self.head, self.filled = rows, 0, 0
+
+    def nearest(self, images):
+        live = self.rows[: self.filled]
+        index = (images @ live.T).argmax(dim=1)
+        return index, live[index]
+
+    def insert(self, texts):
+        for row in texts:
+            self.rows[self.head] = row
+            self.head = (self.head + 1) % POOL
+            self.filled = min(self.filled + 1, POOL)
+
+
+def is_text(name):
+    return not name.startswith("visual.") and name != "logit_scale"
+
+
+def train(objective, grow):
+    clip = model(False, torch.float64)
+    with torch.no_grad():
+        for param in clip.parameters():
+            param.mul_(1 + grow)
+    params = dict(clip.named_parameters())
+    groups = [
+        {"params": [p for n, p in params.items() if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in params.items() if decays(n, p)], "weight_decay": WD},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6)
+    schedule = cosine_lr(optimizer, LR, WARMUP, EPOCHS * STEPS)
+    pool = Pool(torch.zeros(POOL, CONFIG["embed_dim"], dtype=torch.float64))
+    steps = []
+    for step in range(EPOCHS * STEPS):
+        epoch = step // STEPS + 1
+        pixels, ids = batch(step)
+        schedule(step)
+        optimizer.zero_grad(set_to_none=True)
+        images = F.normalize(clip.encode_image(pixels), dim=-1)
+        texts = F.normalize(clip.encode_text(ids), dim=-1)
+        matched = objective == "roclip" and epoch % 2 == 0 and pool.filled == POOL
+        index, targets = pool.nearest(images.detach()) if matched else (None, texts)
+        logits = clip.logit_scale.exp() * images @ targets.T
+        own = torch.arange(PAIRS)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        loss.backward()
+        if matched:
+            # A frozen text tower: AdamW passes over parameters without a gradient.
+            assert all(p.grad is None for n, p in params.items() if is_text(n))
+        norm = torch.nn.utils.clip_grad_norm_(params.values(), CLIP_NORM)
+        optimizer.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, np.log(100))
+        pool.insert(texts.detach())
+        steps.append({
+            "loss": loss.item(),
+            "grad_norm": norm.item(),
+            "lr": optimizer.param_groups[0]["lr"],
+            "scale": clip.logit_scale.exp().item(),
+            "index": index.tolist() if matched else None,
+        })
+    finals = {}
+    for stream, (name, tensor) in enumerate(clip.state_dict().items()):
+        x = tensor.numpy().ravel()
+        finals[name] = [float(x @ v) for v in (np.ones(x.size), x, noise(PROBE + stream, x.size))]
+    return steps, finals
+
+
+def drift(a, b):
+    """Largest relative difference of two runs, over all figures."""
+    (steps_a, finals_a), (steps_b, finals_b) = a, b
+    pairs = [(s[k], t[k]) for s, t in zip(steps_a, steps_b) for k in ("loss", "grad_norm", "scale")]
+    pairs += [(x, y) for n in finals_a for x, y in zip(finals_a[n], finals_b[n])]
+    return max(abs(x - y) / max(1.0, abs(x)) for x, y in pairs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = {}
+    for objective in ["clip", "roclip"]:
+        run = train(objective, 0.0)
+        out[objective] = {
+            "steps": run[0],
+            "finals": run[1],
+            "drift": drift(run, train(objective, 2.0**-40)),
+        }
+    path = Path(sys.argv[1]) / "step.json"
+    path.write_text(json.dumps(out, indent=1) + "\n")
