@@ -54,7 +54,8 @@ pub enum Error {
         reason: String,
     },
 
-    /// A file that is not a shard (checkpoint, vocabulary, class list) does not hold what it should.
+    /// A file that is not a shard (checkpoint, vocabulary, class list) does not hold what it
+    /// should.
     #[error("{}: {reason}", path.display())]
     Format {
         /// The file.

@@ -1,5 +1,6 @@
-//! Goal: the pool is a ring without an off-by-one in either form, it answers with the nearest row it
-//! really holds, never with a caption of the same step, and it survives a restart in the same bits.
+//! Goal: the pool is a ring without an off-by-one in either form, it answers with the nearest row
+//! it really holds, never with a caption of the same step, and it survives a restart in the same
+//! bits.
 //!
 //! Method: a ring of single captions as the model; the released program's figures for 21,845 rows
 //! and batches of 512, worked out by hand; planted rows.
@@ -51,7 +52,8 @@ fn unit_rows(stream: u64, count: usize, width: usize) -> Vec<f32> {
     rows
 }
 
-/// 43 batches of 512 into 21,845 rows: 42 bring 21,504, and the last finds room for 341 of its rows.
+/// 43 batches of 512 into 21,845 rows: 42 bring 21,504, and the last finds room for 341 of its
+/// rows.
 #[test]
 fn a_cycle_of_the_released_pool() {
     let device = Cpu::new(1).unwrap();

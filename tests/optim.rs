@@ -1,8 +1,9 @@
 //! Goal: AdamW, clipping and schedules are PyTorch's and open_clip's; a frozen text tower is frozen
 //! entirely; a non-finite gradient changes nothing; a saved optimiser goes on in the same bits.
 //!
-//! Method: runs of `torch.optim.AdamW` with `clip_grad_norm_` in float64; every value of open_clip's
-//! schedule functions over small runs; the figures that the released program's counter leads to.
+//! Method: runs of `torch.optim.AdamW` with `clip_grad_norm_` in float64; every value of
+//! open_clip's schedule functions over small runs; the figures that the released program's counter
+//! leads to.
 
 use crate::common::golden;
 use roclip::Error;

@@ -2,12 +2,12 @@
 //! step by step as their description says.
 //!
 //! Method: whole runs of two linear towers, written in PyTorch from the description (float64,
-//! autograd, `torch.optim.AdamW`), replayed through the real code. Every loss, gradient norm, chosen
-//! row, score, learning rate, parameter and pool row is compared after every step.
+//! autograd, `torch.optim.AdamW`), replayed through the real code. Every loss, gradient norm,
+//! chosen row, score, learning rate, parameter and pool row is compared after every step.
 //!
 //! Each golden run carries its `drift`: how far a perturbation of ten roundings in the initial
-//! parameters had carried at worst. Two honest computations add up to about ten roundings at each of
-//! the 16 steps, so they may differ by 16 drifts; the bound is 100.
+//! parameters had carried at worst. Two honest computations add up to about ten roundings at each
+//! of the 16 steps, so they may differ by 16 drifts; the bound is 100.
 
 use crate::common::golden;
 use roclip::backend::cpu::Cpu;

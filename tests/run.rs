@@ -1,5 +1,5 @@
 //! Goal:   `roclip-train` as a user meets it: it trains, stops, resumes to the same bits, survives
-//!         being killed, refuses nonsense before it starts, and lets nothing broken into the weights.
+//!         being killed, refuses nonsense before it starts, and keeps its weights finite.
 //! Method: runs the program on tiny shards with a tiny model, and compares files.
 
 use crate::common::shards::write_shards;
@@ -21,7 +21,8 @@ struct Bench {
 
 const MODEL: &str = r#"{ "embed_dim": 12,
   "vision_cfg": { "image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8 },
-  "text_cfg": { "context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1 } }"#;
+  "text_cfg": { "context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2,
+                "layers": 1 } }"#;
 
 impl Bench {
     fn new() -> Self {
@@ -267,9 +268,10 @@ fn resume_refuses_another_run_and_names_the_flags() {
     assert!(text(&output).contains("no checkpoint to resume from"), "{}", text(&output));
 }
 
-/// The contrastive loss sees all pairs of a step, however many passes hold them: up to rounding, the
-/// same training. The bound is that of float32 sums in another order over 20 steps: 2⁻²³ relative to
-/// gradients of order 1 under AdamW, whose first steps divide by their own size, gives up to lr.
+/// The contrastive loss sees all pairs of a step, however many passes hold them: up to rounding,
+/// the same training. The bound is that of float32 sums in another order over 20 steps: 2⁻²³
+/// relative to gradients of order 1 under AdamW, whose first steps divide by their own size, gives
+/// up to lr.
 #[test]
 fn accumulation_leaves_the_contrastive_result_unchanged() {
     let bench = Bench::new();

@@ -1,4 +1,5 @@
-//! Goal:   a step is the description's step: twelve of them, with open_clip's model and torch's AdamW,
+//! Goal:   a step is the description's step: twelve of them, with open_clip's model and torch's
+//! AdamW,
 //!         give the same losses, matches and parameters; however many passes hold the pairs; and
 //!         after the first of its kind a step allocates nothing.
 //! Method: `golden/make_step.py` in float64, replayed through `Trainer`; one run against another; a
@@ -64,8 +65,12 @@ fn batch(step: u64) -> Batch {
 }
 
 /// The generator's trainer, with the pairs of a step in `passes` passes.
-fn trainer<F: CpuFloat>(objective: Objective, passes: usize) -> Trainer<Cpu<F>, Solo> {
-    let device = Cpu::<F>::new(2).unwrap();
+fn trainer<F: CpuFloat>(
+    objective: Objective,
+    passes: usize,
+    threads: usize,
+) -> Trainer<Cpu<F>, Solo> {
+    let device = Cpu::<F>::new(threads).unwrap();
     let config = tiny(false);
     let model = Clip::new(&device, &config, PAIRS / passes).unwrap();
     let values: Vec<F> = tiny_weights(model.params()).into_iter().map(F::from_f64).collect();
@@ -97,8 +102,8 @@ fn stepped<F: CpuFloat>(trainer: &mut Trainer<Cpu<F>, Solo>, step: u64, batch: &
     }
 }
 
-/// Bound: the golden's own drift. Its run, begun one part in 2⁴⁰ away (4,096 times float64's rounding),
-/// ends that far away; rounding in another order stays well within.
+/// Bound: the golden's own drift. Its run, begun one part in 2⁴⁰ away (4,096 times float64's
+/// rounding), ends that far away; rounding in another order stays well within.
 fn replays(objective: Objective, passes: usize) {
     let mut runs: BTreeMap<String, GoldenRun> = golden::json("step.json");
     let golden = runs.remove(objective.name()).unwrap();
@@ -106,7 +111,7 @@ fn replays(objective: Objective, passes: usize) {
         let error = (got - expected).abs() / expected.abs().max(1.0);
         assert!(error <= golden.drift, "{what}: {got}, expected {expected} ({error:.1e})");
     };
-    let mut trainer = trainer::<f64>(objective, passes);
+    let mut trainer = trainer::<f64>(objective, passes, 2);
     assert_eq!(golden.steps.len() as u64, EPOCHS * STEPS);
     for (step, expected) in golden.steps.iter().enumerate() {
         let report = stepped(&mut trainer, step as u64, &batch(step as u64));
@@ -152,7 +157,7 @@ fn passes_do_not_change_the_contrastive_result() {
 /// A step that cannot be taken leaves parameters, moments, pool and counts as they were.
 #[test]
 fn a_refused_step_changes_nothing() {
-    let mut trainer = trainer::<f32>(Objective::RoClip, 1);
+    let mut trainer = trainer::<f32>(Objective::RoClip, 1, 2);
     stepped(&mut trainer, 0, &batch(0));
     let saved = |trainer: &Trainer<Cpu<f32>, Solo>| {
         let mut state = State::default();
@@ -185,7 +190,8 @@ fn steps_allocate_nothing_alone() {
     for (objective, passes) in
         [(Objective::RoClip, 1), (Objective::RoClip, 2), (Objective::Clip, 1)]
     {
-        let mut trainer = trainer::<f32>(objective, passes);
+        // One thread: which of several first needs its share of scratch memory is chance.
+        let mut trainer = trainer::<f32>(objective, passes, 1);
         let batches: Vec<Batch> = (0..EPOCHS * STEPS).map(batch).collect();
         // Epoch 1 has steps of CLIP only; epoch 2 is matched.
         for (step, batch) in batches.iter().enumerate() {

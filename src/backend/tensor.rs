@@ -52,6 +52,14 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// The device in words, for the log: `cpu (2 threads)`.
     fn name(&self) -> String;
 
+    /// Runs `work` where this device likes it: one with threads of its own takes all of it there,
+    /// so that the operations within are not handed over one by one. They work without it, too.
+    ///
+    /// One `work` runs at a time; a second caller waits for the first.
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// A buffer of `len` zeros.
     ///
     /// # Errors

@@ -49,7 +49,8 @@ impl Folder {
         self.path.join(format!("step_{step}.safetensors"))
     }
 
-    /// Removes the `step_*` files other than `keep`: an epoch's end or a later step supersedes them.
+    /// Removes the `step_*` files other than `keep`: an epoch's end or a later step supersedes
+    /// them.
     ///
     /// # Errors
     /// [`Error::Io`] where a file cannot be removed.

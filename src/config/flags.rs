@@ -108,7 +108,8 @@ pub struct AugmentArgs {
     /// Caption augmentation
     #[arg(long, value_enum, default_value_t = TextAug::Eda)]
     pub text_aug: TextAug,
-    /// Directory of a WordNet database, for EDA's synonyms [default: where Debian and WNHOME put it]
+    /// Directory of a WordNet database, for EDA's synonyms [default: where Debian and WNHOME put
+    /// it]
     #[arg(long, value_name = "DIR")]
     pub wordnet: Option<PathBuf>,
 }

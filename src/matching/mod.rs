@@ -1,8 +1,8 @@
 //! Embeddings × caption pool → substitutes for the captions.
 //!
 //! [`Objective`] says in which epochs images are matched and how the variants of the method differ;
-//! [`CaptionPool`] holds recent caption embeddings and answers with the nearest; [`PoolSize`] is how
-//! a user says how many.
+//! [`CaptionPool`] holds recent caption embeddings and answers with the nearest; [`PoolSize`] is
+//! how a user says how many.
 
 mod objective;
 mod pool;

@@ -80,8 +80,8 @@ impl Objective {
     /// `rows`; `every` is `K`, from 1.
     ///
     /// `roclip` never matches in the first epoch, whose embeddings mean little (`K = 1` would
-    /// otherwise match noise with noise), nor from a pool that is not full, whose few captions would
-    /// be shared by many images. A step that is not matched is a step of CLIP. As every step
+    /// otherwise match noise with noise), nor from a pool that is not full, whose few captions
+    /// would be shared by many images. A step that is not matched is a step of CLIP. As every step
     /// inserts, the pool is full within `rows` captions, whatever their number per epoch.
     pub fn matches_in(self, epoch: u64, every: u64, filled: usize, rows: usize) -> bool {
         let due = epoch.is_multiple_of(every);

@@ -47,7 +47,8 @@ impl<D: Backend> CaptionPool<D> {
     /// A pool as `objective` starts it: empty, or full of Gaussian rows drawn from `seed`.
     ///
     /// # Errors
-    /// [`Error::Device`] where memory does not suffice: `MD` activations, twice that for `official`.
+    /// [`Error::Device`] where memory does not suffice: `MD` activations, twice that for
+    /// `official`.
     pub fn new(device: &D, objective: Objective, shape: PoolShape, seed: u64) -> Result<Self> {
         let len = shape.rows * shape.width;
         let mut pool = Self {

@@ -1,8 +1,8 @@
 //! Embeddings → loss → gradients of embeddings.
 //!
-//! One loss serves every objective: CLIP's symmetric cross-entropy between the images of a batch and
-//! as many texts. What differs is whose texts ([`Targets`]): the images' own captions, or what the
-//! caption pool holds nearest to them. A step calls, in this order,
+//! One loss serves every objective: CLIP's symmetric cross-entropy between the images of a batch
+//! and as many texts. What differs is whose texts ([`Targets`]): the images' own captions, or what
+//! the caption pool holds nearest to them. A step calls, in this order,
 //!
 //! 1. [`ClipLoss::normalize_images`] and [`ClipLoss::normalize_texts`],
 //! 2. for a matched step, a lookup between the two halves of [`ClipLoss::for_matching`],

@@ -10,8 +10,8 @@ pub enum DecayRule {
     /// excludes.
     #[default]
     ByShape,
-    /// The released RoCLIP's: all but those whose name contains `bn`, `ln`, `bias` or `logit_scale`.
-    /// Norms of other names (`downsample.1.weight`) do decay.
+    /// The released RoCLIP's: all but those whose name contains `bn`, `ln`, `bias` or
+    /// `logit_scale`. Norms of other names (`downsample.1.weight`) do decay.
     ByName,
 }
 

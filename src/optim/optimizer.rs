@@ -183,7 +183,8 @@ impl<D: Backend> Optimizer<D> {
     }
 
     /// Adds the moments to `state`, as `optimizer.exp_avg.<parameter>` and
-    /// `optimizer.exp_avg_sq.<parameter>`, and the step counts, as `optimizer.steps`. Exact for f32.
+    /// `optimizer.exp_avg_sq.<parameter>`, and the step counts, as `optimizer.steps`. Exact for
+    /// f32.
     ///
     /// # Errors
     /// [`Error::Device`] where the device refuses.

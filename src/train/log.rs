@@ -1,4 +1,5 @@
-//! What a run tells: open_clip's lines on the terminal and in `out.log`, one JSON object per step in
+//! What a run tells: open_clip's lines on the terminal and in `out.log`, one JSON object per step
+//! in
 //! `metrics.jsonl`.
 
 use crate::error::{Error, Result};

@@ -104,7 +104,8 @@ impl Line<'_> {
         );
         let mut text = format!(
             "Train Epoch: {} [{seen:>width$}/{} ({percent:.0}%)] Data (t): {:.3} Batch (t): {:.3}, \
-             {rate}/s, {rate}/s/gpu LR: {:.6} Logit Scale: {:.3} Contrastive_loss: {loss} Loss: {loss}",
+             {rate}/s, {rate}/s/gpu LR: {:.6} Logit Scale: {:.3} Contrastive_loss: {loss} \
+             Loss: {loss}",
             self.epoch,
             self.samples_per_epoch,
             window.data.mean(),

@@ -37,7 +37,8 @@ pub struct RunOptions {
     pub max_nonfinite: u64,
     /// Epochs between two evaluations; 0: only after the last.
     pub eval_frequency: u64,
-    /// Settings that a run must keep to be the same run, by name; a checkpoint of others is refused.
+    /// Settings that a run must keep to be the same run, by name; a checkpoint of others is
+    /// refused.
     pub identity: BTreeMap<String, String>,
     /// The model's configuration in open_clip's JSON.
     pub model_json: Value,
@@ -99,7 +100,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         Ok(Self { trainer, loader, options, log, stop, evaluate, folder, position, nonfinite })
     }
 
-    /// Continues from a checkpoint: a file, or `latest` for the newest whole one of the run's folder.
+    /// Continues from a checkpoint: a file, or `latest` for the newest whole one of the run's
+    /// folder.
     ///
     /// # Errors
     /// [`Error::Format`] where none verifies, or it belongs to a run with other settings.
@@ -243,8 +245,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         let (what, limit) = (refusal.what, self.options.max_nonfinite);
         let some = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         let message = format!(
-            "the {what} of a step is not finite; nothing was changed ({} of {limit} in a row). {} of \
-             its {} pairs are listed in nonfinite.jsonl: {some}, …",
+            "the {what} of a step is not finite; nothing was changed ({} of {limit} in a row). {} \
+             of its {} pairs are listed in nonfinite.jsonl: {some}, …",
             self.nonfinite,
             names.len(),
             batch.len()
@@ -253,8 +255,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             self.log.warn(message);
             return Ok(());
         }
-        let advice = "Lower --lr, lengthen --warmup or set --grad-clip-norm, and resume from the last \
-                      checkpoint";
+        let advice = "Lower --lr, lengthen --warmup or set --grad-clip-norm, and resume from the \
+                      last checkpoint";
         Err(Error::NonFinite(format!("{message}\n{advice}: {}", self.options.resume_command)))
     }
 
@@ -331,7 +333,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         Ok(path)
     }
 
-    /// A checkpoint that cannot be written (a full disk) leaves the last one and the training alone.
+    /// A checkpoint that cannot be written (a full disk) leaves the last one and the training
+    /// alone.
     fn save_or_warn(&mut self, save: fn(&mut Self) -> Result<PathBuf>) {
         if let Err(error) = save(self) {
             self.log.warn(format!("no checkpoint this time, training goes on: {error}"));

@@ -146,6 +146,10 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// Whatever device or communicator refuse. A non-finite loss or gradient is not an error but
     /// [`Outcome::Refused`].
     pub fn step(&mut self, batch: &Batch, epoch: u64) -> Result<Outcome> {
+        self.device.clone().run(|| self.step_here(batch, epoch))
+    }
+
+    fn step_here(&mut self, batch: &Batch, epoch: u64) -> Result<Outcome> {
         let (objective, every, epoch) =
             (self.options.objective, self.options.match_every, epoch + 1);
         let pool = self.pool.as_ref();
@@ -223,8 +227,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// Gradients of all parameters.
     ///
     /// With several passes the activations of all but the last are gone: each pass runs forward
-    /// again before it runs backward. The loss saw all pairs at once, so the gradient is that of the
-    /// whole batch (Gao, Zhang, Han, Callan 2021; open_clip's `--accum-freq`).
+    /// again before it runs backward. The loss saw all pairs at once, so the gradient is that of
+    /// the whole batch (Gao, Zhang, Han, Callan 2021; open_clip's `--accum-freq`).
     fn backward(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
         let learns_text = targets == Targets::Own;
         let d_text = learns_text.then(|| ViewMut::all(&mut self.text.grad));

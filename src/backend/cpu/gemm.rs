@@ -73,7 +73,6 @@ impl<F: CpuFloat> Cpu<F> {
         c: &mut [F],
     ) {
         assert_eq!(c.len(), m * n, "gemm: c must be dense");
-        // taken before the threads start: one that waits must not pick up work that wants it too
         let mut room = self.inner.panels.lock().expect("no thread panics in a product");
         let room = &mut *room;
         self.run(|| {

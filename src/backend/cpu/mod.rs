@@ -24,7 +24,7 @@ pub use float::CpuFloat;
 
 use super::{Device, Element, Slot, View, ViewMut, Weight};
 use crate::error::{Error, Result};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The host. Clones share its threads. `F` is the type of everything: f32 to train, f64 to test.
 #[derive(Clone)]
@@ -39,6 +39,9 @@ struct Inner<F> {
     scratch: Vec<[Mutex<Vec<F>>; 2]>,
     /// The panels of a product on all threads.
     panels: Mutex<Vec<F>>,
+    /// Held by whoever has work on the threads. One that waits for its part of an operation takes
+    /// up whatever else is queued: another operation would want the same scratch memory.
+    turn: Mutex<()>,
 }
 
 /// The first `len` elements of what grows to that length; their content is unspecified.
@@ -64,7 +67,8 @@ impl<F: CpuFloat> Cpu<F> {
             .build()
             .map_err(|e| Error::Device(format!("cannot start {threads} threads: {e}")))?;
         let scratch = (0..threads).map(|_| Default::default()).collect();
-        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels: Mutex::default() }) })
+        let (panels, turn) = Default::default();
+        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels, turn }) })
     }
 
     /// Number of threads.
@@ -74,6 +78,10 @@ impl<F: CpuFloat> Cpu<F> {
 
     /// Runs `work` on this device's threads; every parallel loop goes through here.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.inner.pool.current_thread_index().is_some() {
+            return work();
+        }
+        let _turn = self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.inner.pool.install(work)
     }
 
@@ -127,6 +135,10 @@ impl<F: CpuFloat> Device for Cpu<F> {
             1 => "cpu (1 thread)".into(),
             n => format!("cpu ({n} threads)"),
         }
+    }
+
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        Cpu::run(self, work)
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
