@@ -20,11 +20,12 @@ fn main() -> roclip::Result<()> {
     let loader = Loader::new(config)?;
     let mut epoch = loader.epoch(Position::start_of(0))?;
     let started = Instant::now();
-    for batch in epoch.by_ref() {
+    while let Some(batch) = epoch.next() {
         let batch = batch?;
         // `batch.images` is [N, 3, H, W]; `batch.captions` packs the token ids; `batch.samples`
         // tells where each pair came from.
         assert_eq!(batch.images.len(), batch.len() * 3 * batch.image_size * batch.image_size);
+        epoch.recycle(batch);
     }
     let tally = &epoch.position().tally;
     let rate = tally.delivered as f64 / started.elapsed().as_secs_f64();

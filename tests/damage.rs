@@ -205,11 +205,15 @@ fn captions_and_fields_that_are_missing_double_empty_or_broken() {
         ("both.txt", caption()),
         ("long.png", png(7)),
         ("long.txt", vec![b'x'; (1 << 20) + 1]),
-        ("good.png", png(8)),
+        ("wordy.png", png(8)),
+        ("wordy.txt", vec![b'x'; (64 << 10) + 1]),
+        ("most.png", png(9)),
+        ("most.txt", vec![b'x'; 64 << 10]),
+        ("good.png", png(10)),
         ("good.txt", caption()),
     ];
     let report = read(&tar(&list));
-    assert_eq!(report.kept, ["twice", "both", "both", "good"]);
+    assert_eq!(report.kept, ["twice", "both", "both", "most", "good"]);
     let expected = [
         ("empty", Reason::EmptyCaption),
         ("blank", Reason::EmptyCaption),
@@ -219,6 +223,7 @@ fn captions_and_fields_that_are_missing_double_empty_or_broken() {
         ("zero", Reason::EmptyImage),
         ("twice", Reason::DuplicateMember),
         ("long", Reason::MemberTooLarge),
+        ("wordy", Reason::CaptionTooLong),
     ];
     assert_eq!(report.skipped, expected.map(|(key, reason)| (key.to_owned(), reason)));
     assert!(report.damage.is_empty());

@@ -219,6 +219,24 @@ fn dropping_an_epoch_anywhere_ends_its_threads() {
 }
 
 #[test]
+fn recycled_batches_are_as_good_as_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = training(&write_shards(dir.path(), 3, 17));
+    let expected = load(config.clone()).hashes;
+    let recycled: Vec<_> = in_time(move || {
+        let mut epoch = Loader::new(config).unwrap().epoch(Position::default()).unwrap();
+        let next = || {
+            let batch = epoch.next()?.unwrap();
+            let seen = hash(&batch);
+            epoch.recycle(batch);
+            Some(seen)
+        };
+        std::iter::from_fn(next).collect()
+    });
+    assert_eq!(recycled, expected);
+}
+
+#[test]
 fn pipes_are_read_once_and_not_counted() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
@@ -317,10 +335,12 @@ fn captions_from_json_and_images_by_preference() {
         ("c.json", r#"{"caption":3}"#),
         ("d.png", "x"),
         ("d.txt", "unused"),
+        ("e.png", "x"),
+        ("e.json", r#"{"caption":"a bird on a wire"}"#),
     ]);
     let fields = Fields { captions: Captions::JsonField("caption".into()), ..Fields::default() };
     let (mut pairs, mut skipped) = (Vec::new(), Vec::new());
-    let limits = ShardLimits::default();
+    let limits = ShardLimits { max_caption_bytes: 15, ..ShardLimits::default() };
     for found in SampleReader::new(&bytes[..], (&"s".into(), 0), &fields, Contents::Read, &limits) {
         match found {
             Found::Pair(pair) => pairs.push((pair.image, pair.caption)),
@@ -335,6 +355,7 @@ fn captions_from_json_and_images_by_preference() {
             ("b".into(), 1, Reason::BadJson),
             ("c".into(), 2, Reason::MissingCaption),
             ("d".into(), 3, Reason::MissingCaption),
+            ("e".into(), 4, Reason::CaptionTooLong),
         ]
     );
 }

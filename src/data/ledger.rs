@@ -51,6 +51,8 @@ pub enum Reason {
     EmptyCaption,
     /// The caption is not UTF-8.
     CaptionNotUtf8,
+    /// The caption has more bytes than allowed.
+    CaptionTooLong,
     /// The json member does not parse.
     BadJson,
     /// A label is wanted and there is none.
@@ -339,5 +341,6 @@ mod tests {
         let fault = Fault::new(Reason::NotATar, "ä".repeat(500));
         assert_eq!(fault.detail.chars().count(), DETAIL_BYTES / 2 + 1);
         assert_eq!(Reason::CaptionNotUtf8.name(), "caption-not-utf8");
+        assert_eq!(Reason::CaptionTooLong.name(), "caption-too-long");
     }
 }

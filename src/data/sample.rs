@@ -287,7 +287,7 @@ impl<R: Input> SampleReader<R> {
         };
         self.index = self.index.saturating_add(1);
         let offset = group.offset;
-        self.queue.push_back(match resolve(&self.wanted, self.contents, group) {
+        self.queue.push_back(match resolve(&self.wanted, self.contents, &self.limits, group) {
             Ok((image, caption, label)) => Found::Pair(Pair { id, offset, image, caption, label }),
             Err(fault) => Found::Skipped(id, offset, fault),
         });
@@ -326,7 +326,12 @@ impl<R: Input> Iterator for SampleReader<R> {
 /// Image, caption and label of a pair.
 type Resolved = (Vec<u8>, String, Option<u32>);
 
-fn resolve(wanted: &Wanted, contents: Contents, mut group: Group) -> Result<Resolved, Fault> {
+fn resolve(
+    wanted: &Wanted,
+    contents: Contents,
+    limits: &ShardLimits,
+    mut group: Group,
+) -> Result<Resolved, Fault> {
     let doubt = group.doubt.take();
     let missing = |reason, detail: &str| match &doubt {
         Some(doubt) => Fault::new(doubt.reason, format!("{detail}; {}", doubt.detail)),
@@ -360,6 +365,10 @@ fn resolve(wanted: &Wanted, contents: Contents, mut group: Group) -> Result<Reso
             caption_of_text(group.pick(&wanted.text).unwrap_or_else(|| Err(no_text()))?)?
         }
     };
+    if caption.len() as u64 > limits.max_caption_bytes {
+        let detail = format!("{} bytes; at most {}", caption.len(), limits.max_caption_bytes);
+        return Err(Fault::new(Reason::CaptionTooLong, detail));
+    }
     if !wanted.text.is_empty() && caption.trim().is_empty() {
         return Err(Fault::new(Reason::EmptyCaption, "nothing but white space"));
     }

@@ -31,6 +31,10 @@ pub struct ShardLimits {
     pub image_bytes: u64,
     /// Largest caption, json or class member read. Default 1 MiB.
     pub text_bytes: u64,
+    /// Longest caption delivered, whatever member it comes from. Of an honest one the text tower
+    /// reads the first hundreds of bytes; cleaning and augmenting a hostile one of a megabyte
+    /// costs up to a second. Default 64 KiB.
+    pub max_caption_bytes: u64,
     /// Largest member skipped on the word of its header. Default 1 GiB.
     pub skip_bytes: u64,
 }
@@ -43,6 +47,7 @@ impl Default for ShardLimits {
             inflation_after: 64 << 20,
             image_bytes: 64 << 20,
             text_bytes: 1 << 20,
+            max_caption_bytes: 64 << 10,
             skip_bytes: 1 << 30,
         }
     }

@@ -28,23 +28,35 @@ pub(super) struct Assembler {
     batch: Batch,
     entries: Vec<Entry>,
     deliver: Sender<Delivery>,
+    /// To the workers, for their next pictures.
+    spare_rows: Sender<Vec<f32>>,
+    /// Pictures of batches that the consumer has used.
+    spare_images: Receiver<Vec<f32>>,
 }
 
 impl Assembler {
-    pub(super) fn new(config: &LoaderConfig, start: Position, deliver: Sender<Delivery>) -> Self {
+    pub(super) fn new(
+        config: &LoaderConfig,
+        start: Position,
+        deliver: Sender<Delivery>,
+        (spare_rows, spare_images): (Sender<Vec<f32>>, Receiver<Vec<f32>>),
+    ) -> Self {
         let image_size = config.transform.image_size;
         Self {
             batch_size: config.batch_size,
             image_size,
             drop_last: config.drop_last,
             position: start,
-            batch: empty_batch(config.batch_size, image_size),
+            batch: Batch::default(),
             entries: Vec::new(),
             deliver,
+            spare_rows,
+            spare_images,
         }
     }
 
     pub(super) fn run(mut self, slots: &Receiver<Slot>) {
+        self.batch = self.empty_batch();
         for slot in slots {
             match slot {
                 Slot::Pair(id, offset, answer) => {
@@ -91,6 +103,8 @@ impl Assembler {
 
     fn push(&mut self, id: SampleId, row: Prepared) {
         self.batch.images.extend_from_slice(&row.image);
+        // At the end of an epoch the workers leave first, and the row goes with them.
+        let _ = self.spare_rows.try_send(row.image);
         self.batch.captions.push(&row.tokens);
         self.batch.labels.extend(row.label);
         self.batch.samples.push(id);
@@ -101,13 +115,27 @@ impl Assembler {
 
     /// Whether the consumer is still there.
     fn hand_over(&mut self) -> bool {
-        let fresh = empty_batch(self.batch_size, self.image_size);
-        let batch = std::mem::replace(&mut self.batch, fresh);
+        let next = self.empty_batch();
+        let batch = std::mem::replace(&mut self.batch, next);
         self.tally().delivered += batch.len() as u64;
         self.position.batches += 1;
         assert!(self.position.tally.closes(), "a pair is unaccounted for: {:?}", self.position);
         let entries = std::mem::take(&mut self.entries);
         self.deliver.send(Delivery::Batch(batch, self.position.clone(), entries)).is_ok()
+    }
+
+    fn empty_batch(&self) -> Batch {
+        let side = self.image_size;
+        let mut images = self.spare_images.try_recv().unwrap_or_default();
+        images.clear();
+        images.reserve_exact(self.batch_size * 3 * side * side);
+        Batch {
+            images,
+            image_size: side,
+            captions: PackedTokens::new(),
+            labels: Vec::with_capacity(self.batch_size),
+            samples: Vec::with_capacity(self.batch_size),
+        }
     }
 
     fn finish(mut self) {
@@ -122,12 +150,39 @@ impl Assembler {
     }
 }
 
-fn empty_batch(batch_size: usize, image_size: usize) -> Batch {
-    Batch {
-        images: Vec::with_capacity(batch_size * 3 * image_size * image_size),
-        image_size,
-        captions: PackedTokens::new(),
-        labels: Vec::with_capacity(batch_size),
-        samples: Vec::with_capacity(batch_size),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::transform::{Augment, TransformConfig};
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn rows_go_back_once_they_are_in_the_batch_and_batches_once_used() {
+        let transform = TransformConfig::new(1, Augment::clip());
+        let config = LoaderConfig { batch_size: 2, transform, ..LoaderConfig::default() };
+        let (deliver, deliveries) = bounded(2);
+        let (sender, spare_rows) = bounded(3);
+        let (slot_sender, slots) = bounded(4);
+        let (recycle, spare_images) = bounded(1);
+        // What a used batch still holds, and more room than is needed.
+        let used = vec![f32::NAN; 100];
+        let used_place = used.as_ptr();
+        recycle.send(used).unwrap();
+        let mut places = Vec::new();
+        for value in [1.0, 2.0] {
+            let (reply, answer) = bounded(1);
+            let image = vec![value; 3];
+            places.push(image.as_ptr());
+            let row = Prepared { image, tokens: Vec::new(), label: None, is_forged: false };
+            assert!(reply.send(Ok(row)).is_ok());
+            let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
+            assert!(slot_sender.send(Slot::Pair(id, 0, answer)).is_ok());
+        }
+        assert!(slot_sender.send(Slot::End).is_ok());
+        Assembler::new(&config, Position::default(), deliver, (sender, spare_images)).run(&slots);
+        let Ok(Delivery::Batch(batch, ..)) = deliveries.recv() else { panic!("no batch") };
+        assert_eq!(batch.images.as_ptr(), used_place);
+        assert_eq!(batch.images, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        assert_eq!(spare_rows.iter().map(|row| row.as_ptr()).collect::<Vec<_>>(), places);
     }
 }

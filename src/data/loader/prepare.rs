@@ -36,11 +36,18 @@ pub(super) struct Preparer {
     transform: Arc<Transform>,
     epoch: u64,
     scratch: Scratch,
+    /// Rows that have been copied into their batch.
+    spare_rows: Receiver<Vec<f32>>,
 }
 
 impl Preparer {
-    pub(super) fn new(config: Arc<LoaderConfig>, transform: Arc<Transform>, epoch: u64) -> Self {
-        Self { config, transform, epoch, scratch: Scratch::default() }
+    pub(super) fn new(
+        config: Arc<LoaderConfig>,
+        transform: Arc<Transform>,
+        epoch: u64,
+        spare_rows: Receiver<Vec<f32>>,
+    ) -> Self {
+        Self { config, transform, epoch, scratch: Scratch::default(), spare_rows }
     }
 
     pub(super) fn run(&mut self, jobs: &Receiver<Job>, clocks: &Clocks) {
@@ -63,7 +70,8 @@ impl Preparer {
         let picture = decode(&pair.image, &self.config.decode_limits)
             .map_err(|e| Fault::new(reason_of(&e), e.to_string()))?;
         let side = self.transform.config().image_size;
-        let mut image = vec![0.0; 3 * side * side];
+        // A spare row still holds another picture; the transform overwrites all of it.
+        let mut image = self.spare_rows.try_recv().unwrap_or_else(|_| vec![0.0; 3 * side * side]);
         match self.config.mode {
             Mode::Train => {
                 let mut rng = self.rng(Domain::Image, self.epoch, pair);
@@ -107,5 +115,37 @@ fn reason_of(error: &DecodeError) -> Reason {
             Reason::ImageTooLarge
         }
         DecodeError::Corrupt(_) => Reason::BrokenImage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::transform::{Augment, TransformConfig};
+    use crate::flow::SampleId;
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn a_spare_row_is_used_again_and_leaves_no_trace() {
+        let mut picture = std::io::Cursor::new(Vec::new());
+        let noise = image::RgbImage::from_fn(9, 7, |x, y| image::Rgb([(x * 31 + y * 57) as u8; 3]));
+        noise.write_to(&mut picture, image::ImageFormat::Png).unwrap();
+        let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
+        let (caption, image) = ("a caption".into(), picture.into_inner());
+        let pair = Pair { id, offset: 0, image, caption, label: None };
+        for mode in [Mode::Train, Mode::Eval] {
+            let transform = TransformConfig::new(8, Augment::roclip());
+            let config = LoaderConfig { transform, mode, ..LoaderConfig::default() };
+            let transform = Arc::new(Transform::new(config.transform.clone()).unwrap());
+            let (sender, spare_rows) = bounded(1);
+            let mut preparer = Preparer::new(Arc::new(config), transform, 0, spare_rows);
+            let fresh = preparer.prepare(&pair).unwrap().image;
+            let dirty = vec![f32::NAN; fresh.len()];
+            let place = dirty.as_ptr();
+            sender.send(dirty).unwrap();
+            let again = preparer.prepare(&pair).unwrap().image;
+            assert_eq!(again.as_ptr(), place);
+            assert_eq!(again, fresh);
+        }
     }
 }
