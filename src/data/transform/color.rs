@@ -168,6 +168,22 @@ mod tests {
         );
     }
 
+    /// `adjust_hue` of torchvision 0.29.2 on a Pillow picture of these four pixels, at turns where
+    /// 255 and 256 steps to the circle are not the same, nor truncation and rounding.
+    #[test]
+    fn a_turn_of_hue_is_in_steps_of_a_255th() {
+        let colours = [[200, 30, 60], [10, 250, 130], [90, 90, 255], [255, 255, 0]];
+        for (turn, expected) in [
+            (-0.5, [[31, 200, 170], [250, 11, 123], [253, 255, 90], [6, 0, 255]]),
+            (0.25, [[154, 200, 31], [11, 16, 250], [255, 90, 175], [0, 255, 120]]),
+            (0.5, [[31, 200, 162], [250, 11, 135], [255, 249, 90], [0, 6, 255]]),
+        ] {
+            let mut rgb = colours.as_flattened().to_vec();
+            Adjust::Hue(turn).apply(&mut rgb);
+            assert_eq!(rgb, expected.as_flattened(), "{turn}");
+        }
+    }
+
     #[test]
     fn luminance_equals_pillow_on_every_colour() {
         assert_eq!(

@@ -104,3 +104,29 @@ fn jitter(augment: &Augment, rng: &mut Rng) -> [Option<Adjust>; 4] {
     rng.shuffle(&mut steps);
     steps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Domain;
+
+    /// torchvision draws from `[max(0, 1 - x), 1 + x]`.
+    #[test]
+    fn strengths_above_one_give_no_negative_factor() {
+        let mut augment = Augment::roclip();
+        (augment.brightness, augment.contrast, augment.saturation) = (3.0, 3.0, 3.0);
+        let mut rng = Rng::new(7, Domain::Image, 0, 0);
+        let mut largest = 0.0f32;
+        for _ in 0..200 {
+            for step in jitter(&augment, &mut rng).into_iter().flatten() {
+                let (Adjust::Brightness(x) | Adjust::Contrast(x) | Adjust::Saturation(x)) = step
+                else {
+                    continue;
+                };
+                assert!((0.0..=4.0).contains(&x), "{step:?}");
+                largest = largest.max(x);
+            }
+        }
+        assert!(largest > 3.8);
+    }
+}
