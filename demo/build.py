@@ -1,4 +1,6 @@
-"""Builds the demonstration data: emoji in three styles to train on, a fourth style to test on.
+"""Builds the demonstration data: emoji in four styles, three drawings of each to train on.
+
+The fourth drawing of each, of a style drawn by lot, is for the test.
 
 Inputs, by package name (downloaded, never installed or unpacked):
 
@@ -43,18 +45,14 @@ ARCHIVES = {
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
 }
 # style: (archive, member for a lower-case code point sequence, licence)
-TRAIN_STYLES = {
+STYLES = {
     "Noto Emoji": (
         "emoji-datasource-google-16.0.0.tgz", "package/img/google/64/{}.png", "Apache-2.0"),
     "Twemoji": (
         "emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64/{}.png", "CC-BY-4.0"),
     "OpenMoji": ("openmoji-17.0.0.tgz", "package/color/svg/{}.svg", "CC-BY-SA-4.0"),
-}
-TEST_STYLES = {
     "Fluent Emoji 3D": ("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets/{}.webp", "MIT"),
 }
-STYLES = TRAIN_STYLES | TEST_STYLES
-
 # {l} name, {a} name with its article where one is sure, {t} tags, {g} CLDR subgroup.
 CAPTIONS = [
     "{l} emoji", "a picture of {a}", "a drawing of {a}", "icon showing {a}", "this is {a}",
@@ -155,11 +153,20 @@ def with_article(concept):
     return f"{'an' if vowel else 'a'} {name}"
 
 
+def held_out(concept):
+    """The style whose drawing of this concept is for the test; a fourth of the concepts each."""
+    return random.Random(f"{SEED} held out {concept['hexcode']}").choice(list(STYLES))
+
+
+def training_styles(concept):
+    return [style for style in STYLES if style != held_out(concept)]
+
+
 def captions(concept):
-    """One caption for each training style, each from another template; only true words."""
+    """One caption for each training drawing, each from another template; only true words."""
     dice = random.Random(f"{SEED} caption {concept['hexcode']}")
     pool = CAPTIONS if concept["tags"] else [c for c in CAPTIONS if "{t}" not in c]
-    for template in dice.sample(pool, len(TRAIN_STYLES)):
+    for template in dice.sample(pool, len(STYLES) - 1):
         tags = dice.sample(concept["tags"], min(len(concept["tags"]), dice.randint(2, 4)))
         yield template.format(
             l=concept["name"], a=with_article(concept), t=", ".join(tags),
@@ -195,7 +202,7 @@ def tar_bytes(samples):
 def build_train(files, known, out):
     pairs = []
     for concept in known:
-        for style, caption in zip(TRAIN_STYLES, captions(concept), strict=True):
+        for style, caption in zip(training_styles(concept), captions(concept), strict=True):
             image = webp(draw(files, concept["drawings"][style], SIDE))
             pairs.append({"webp": image, "txt": caption.encode(), "json": credit(concept, style)})
     random.Random(f"{SEED} order").shuffle(pairs)
@@ -209,13 +216,12 @@ def build_train(files, known, out):
 
 def build_eval(files, known, out):
     """The folder layout that CLIP_benchmark reads, one picture for each class."""
-    (style,) = TEST_STYLES
     rows = list(enumerate(known))
     # Shuffled, lest an evaluation that confuses row and class look perfect.
     random.Random(f"{SEED} eval order").shuffle(rows)
     samples = []
     for number, (label, concept) in enumerate(rows):
-        image = webp(draw(files, concept["drawings"][style], SIDE))
+        image = webp(draw(files, concept["drawings"][held_out(concept)], SIDE))
         parts = {"webp": image, "cls": str(label).encode()}
         samples.append((f"s{number:07d}", parts))
     (out / "test").mkdir(parents=True, exist_ok=True)
@@ -241,32 +247,29 @@ def contact_sheet(files, known, path, tile=48, blocks=3):
     """Blocks of rows: a name and its four drawings, the held-out one on a tinted ground."""
     by_name = {concept["name"]: concept for concept in known}
     heads = ["Noto", "Twemoji", "OpenMoji", "Fluent"]
-    label, gap, top, margin = 96, 8, 46, 16
-    cell, row = tile + 8, tile + 8
-    block = label + len(STYLES) * cell + gap
+    label, top, margin, cell = 96, 34, 16, tile + 8
+    block = label + len(STYLES) * cell
     rows = -(-len(SHOWN) // blocks)
-    size = (2 * margin + blocks * block + (blocks - 1) * 20, top + rows * row + margin)
+    size = (2 * margin + blocks * block + (blocks - 1) * 20, top + rows * cell + margin)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     small, bold = ImageFont.load_default(11), ImageFont.load_default(12)
-    ink, grey, tint = (40, 44, 52), (120, 126, 138), (238, 243, 252)
+    ink, tint = (40, 44, 52), (222, 233, 250)
     for b in range(blocks):
         left = margin + b * (block + 20)
-        held = left + label + 3 * cell + gap
-        pen.rounded_rectangle((held, 8, held + cell - 1, top + rows * row), 8, fill=tint)
         for s, head in enumerate(heads):
-            x = left + label + s * cell + cell // 2 + (gap if s == 3 else 0)
+            x = left + label + s * cell + cell // 2
             pen.text((x, 20), head, fill=ink, font=small, anchor="mm")
-            note = "held out" if s == 3 else "train"
-            pen.text((x, 34), note, fill=grey, font=small, anchor="mm")
         for r, name in enumerate(SHOWN[b * rows : (b + 1) * rows]):
-            y = top + r * row
-            pen.text((left, y + row // 2), name, fill=ink, font=bold, anchor="lm")
+            y = top + r * cell
+            pen.text((left, y + cell // 2), name, fill=ink, font=bold, anchor="lm")
             for s, style in enumerate(STYLES):
-                x = left + label + s * cell + 4 + (gap if s == 3 else 0)
+                x = left + label + s * cell
+                held = style == held_out(by_name[name])
+                if held:
+                    pen.rounded_rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), 8, fill=tint)
                 drawing = by_name[name]["drawings"][style]
-                ground = tint if s == 3 else "white"
-                sheet.paste(draw(files, drawing, tile, ground), (x, y + 4))
+                sheet.paste(draw(files, drawing, tile, tint if held else "white"), (x + 4, y + 4))
     sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 

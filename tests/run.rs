@@ -264,6 +264,11 @@ fn resume_refuses_another_run_and_names_the_flags() {
     assert!(!output.status.success());
     let told = text(&output);
     assert!(told.contains("--batch-size 8 (now 4)"), "{told}");
+    let mut shard = fs::read(bench.path("01.tar")).unwrap();
+    shard.extend([0; 1024]);
+    fs::write(bench.path("01.tar"), shard).unwrap();
+    let output = bench.command("first", &["--resume", "latest"]).output().unwrap();
+    assert!(text(&output).contains("made with --shards "), "{}", text(&output));
     let output = bench.command("none", &["--resume", "latest"]).output().unwrap();
     assert!(text(&output).contains("no checkpoint to resume from"), "{}", text(&output));
 }

@@ -87,10 +87,12 @@ fn train<D: Backend, C: Communicator<D>>(
     assembled: Assembled,
     stop: &AtomicBool,
 ) -> Result<End> {
-    let Assembled { model: config, loader, eval, adamw, decay, identity, notes } = assembled;
+    let Assembled { model: config, loader, eval, adamw, decay, mut identity, notes } = assembled;
     let zeroshot = args.data.zeroshot_data.as_ref().map(|dir| ZeroShot::open(dir, eval));
     let zeroshot = zeroshot.transpose()?;
     let loader = Loader::new(loader)?;
+    let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
+    identity.insert("shards".into(), shards);
     let pairs = pairs(args, &loader)?;
     let batch = args.optim.batch_size * args.optim.accum_freq * comm.world_size();
     let steps_per_epoch = pairs / batch as u64;
