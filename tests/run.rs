@@ -315,6 +315,28 @@ fn non_finite_steps_change_nothing_and_stop_the_run() {
     }
 }
 
+/// Which epochs are matched, and how full the pool is at the first step, tell the objectives apart.
+#[test]
+fn every_objective_trains() {
+    let bench = Bench::new();
+    let matched_epochs = [
+        ("clip", [false; 4], Value::Null),
+        ("paper", [true; 4], 8.into()),
+        ("official", [true; 4], 12.into()),
+        ("roclip", [false, true, true, true], 8.into()),
+    ];
+    for (objective, matched, filled) in matched_epochs {
+        bench.run(objective, &["--objective", objective, "--match-every", "1"]);
+        let steps = bench.lines(objective, "metrics.jsonl");
+        assert_eq!(steps[0]["pool_filled"], filled, "{objective}");
+        for (epoch, matched) in matched.into_iter().enumerate() {
+            // The last step of an epoch: `paper` has no caption to match before its first step.
+            let last = &steps[epoch * 5 + 4];
+            assert_eq!(last["pool_similarity"].is_number(), matched, "{objective}: {last}");
+        }
+    }
+}
+
 #[test]
 fn zero_shot_accuracy_is_measured_and_kept() {
     let bench = Bench::new();
