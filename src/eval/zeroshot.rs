@@ -115,20 +115,20 @@ impl ZeroShot {
         let vectors: Vec<D::Acc> =
             self.classifier(device, model, weights)?.into_iter().map(D::Acc::from_f64).collect();
         let classifier = device.weights(&vectors)?;
-        let side = self.loader.config().transform.image_size;
-        let mut images = device.alloc::<D::Act>(chunk * 3 * side * side)?;
+        let pixels = 3 * self.loader.config().transform.image_size.pow(2);
+        let mut images = device.alloc::<D::Act>(chunk * pixels)?;
         let mut features = device.alloc::<D::Act>(chunk * width)?;
         let mut logits = device.alloc::<D::Act>(chunk * classes)?;
         let mut counts = [0u64; 2];
         let mut pairs = 0;
-        for batch in self.loader.epoch(Position::start_of(0))? {
-            let batch = batch?;
+        let mut epoch = self.loader.epoch(Position::start_of(0))?;
+        while let Some(batch) = epoch.next().transpose()? {
             self.check_labels(&batch)?;
-            for part in (0..batch.len()).step_by(chunk) {
-                let n = chunk.min(batch.len() - part);
-                let pixels = &batch.images[part * 3 * side * side..][..n * 3 * side * side];
-                device.upload_act(pixels, ViewMut::of(&mut images, 0..pixels.len()))?;
-                let input = View::of(&images, 0..pixels.len());
+            let parts = batch.images.chunks(chunk * pixels).zip(batch.labels.chunks(chunk));
+            for (part, labels) in parts {
+                let n = labels.len();
+                device.upload_act(part, ViewMut::of(&mut images, 0..n * pixels))?;
+                let input = View::of(&images, 0..n * pixels);
                 let out = ViewMut::of(&mut features, 0..n * width);
                 model.encode_image(device, weights, input, out)?;
                 let shape =
@@ -138,7 +138,6 @@ impl ZeroShot {
                 let y = ViewMut::of(&mut logits, 0..n * classes);
                 linear::forward(device, shape, x, w, None, None, y)?;
                 let scores = device.to_vec(View::of(&logits, 0..n * classes))?;
-                let labels = &batch.labels[part..part + n];
                 for (scores, &label) in scores.chunks_exact(classes).zip(labels) {
                     let rank = rank(scores, label as usize);
                     counts[0] += u64::from(rank < 1);
@@ -146,6 +145,7 @@ impl ZeroShot {
                 }
                 pairs += n as u64;
             }
+            epoch.recycle(batch);
         }
         self.result(counts, pairs)
     }

@@ -187,6 +187,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
                 Outcome::Stepped(report) => self.tell(&report, &mut window, &batches)?,
                 Outcome::Refused(refusal) => self.tell_refusal(&refusal, &batch)?,
             }
+            batches.recycle(batch);
             self.log.advance_bar(self.position.batches);
             if self.stop.load(Ordering::Relaxed) {
                 self.log.end_bar();
