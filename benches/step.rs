@@ -77,8 +77,8 @@ fn peak(device: &Cpu) -> f64 {
 /// Operations of the matrix products of a step.
 ///
 /// A linear map costs `2·rows·inputs·outputs` forward and twice that backward. Attention is two
-/// products of `2·T²·C` forward and five backward, which recomputes the scores; a causal mask halves
-/// them. The patch embedding has no gradient by its input.
+/// products of `2·T²·C` forward and five backward, which recomputes the scores; a causal mask
+/// halves them. The patch embedding has no gradient by its input.
 fn flop(config: &ClipConfig, pairs: usize) -> f64 {
     let (vision, text) = (&config.vision_cfg, &config.text_cfg);
     let patches = (vision.image_size / vision.patch_size).pow(2);

@@ -223,11 +223,7 @@ fn killed_fifty_times_the_run_reaches_the_same_bits() {
 
 /// Starts or resumes a run and kills it after `delay`; whether it was done before that.
 fn finished_after_a_kill(bench: &Bench, name: &str, delay: Duration) -> bool {
-    let checkpoints = bench.folder(name).join("checkpoints");
-    let files = fs::read_dir(&checkpoints).into_iter().flatten().flatten();
-    let any = files.into_iter().any(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
-    let resume: &[&str] = if any { &["--resume", "latest"] } else { &[] };
-    let mut child = bench.spawn(name, resume);
+    let mut child = bench.spawn(name, &["--resume", "latest"]);
     std::thread::sleep(delay);
     let done = child.try_wait().unwrap();
     let _ = child.kill();
@@ -269,8 +265,18 @@ fn resume_refuses_another_run_and_names_the_flags() {
     fs::write(bench.path("01.tar"), shard).unwrap();
     let output = bench.command("first", &["--resume", "latest"]).output().unwrap();
     assert!(text(&output).contains("made with --shards "), "{}", text(&output));
-    let output = bench.command("none", &["--resume", "latest"]).output().unwrap();
-    assert!(text(&output).contains("no checkpoint to resume from"), "{}", text(&output));
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let bench = Bench::new();
+    let told = text(&bench.run("mine", &["--epochs", "1", "--resume", "latest"]));
+    assert!(told.contains("no checkpoint found to resume; starting from the beginning"), "{told}");
+    let before = fs::read(bench.folder("mine").join("out.log")).unwrap();
+    let output = bench.command("mine", &["--epochs", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("holds a run already"), "{}", text(&output));
+    assert_eq!(fs::read(bench.folder("mine").join("out.log")).unwrap(), before);
 }
 
 /// The contrastive loss sees all pairs of a step, however many passes hold them: up to rounding,

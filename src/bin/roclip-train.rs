@@ -7,11 +7,11 @@ use roclip::config::{self, Args, Assembled, Parsed, Settings};
 use roclip::data::count::count_pairs;
 use roclip::data::loader::Loader;
 use roclip::data::transform::TransformConfig;
-use roclip::encode::{self, Clip};
+use roclip::encode::{self, Clip, ClipConfig};
 use roclip::error::{Error, Result};
 use roclip::eval::ZeroShot;
 use roclip::matching::{CaptionPool, PoolShape};
-use roclip::optim::Optimizer;
+use roclip::optim::{AdamWOptions, DecayRule, Optimizer};
 use roclip::train::log::Log;
 use roclip::train::run::{End, Run, RunOptions};
 use roclip::train::step::{Parts, StepOptions, Trainer};
@@ -103,29 +103,17 @@ fn train<D: Backend, C: Communicator<D>>(
             expected: format!("at most {pairs}, the pairs of {}", args.data.shards),
         });
     }
-    let objective = args.objective.objective;
-    let pool = objective.has_pool().then(|| {
-        let rows = args.objective.pool_size.resolve(pairs as usize)?;
-        let queries = args.optim.batch_size * args.optim.accum_freq;
-        let shape = PoolShape { rows, width: config.embed_dim, queries };
-        CaptionPool::new(&device, objective, shape, args.run.seed)
-    });
-    let model = Clip::new(&device, &config, args.optim.batch_size)?;
-    let parts = Parts {
-        weights: encode::init(&device, &config, args.run.seed)?,
-        optimizer: Optimizer::new(&device, model.params(), adamw, decay)?,
-        pool: pool.transpose()?,
-        model,
-    };
+    let folder = args.run.logs.join(name(args));
+    refuse_to_overwrite(args, &folder)?;
+    let parts = parts(&device, args, &config, pairs, (adamw, decay))?;
     let options = StepOptions {
-        objective,
+        objective: args.objective.objective,
         match_every: args.objective.match_every,
         micro_batch: args.optim.batch_size,
         accum_freq: args.optim.accum_freq,
         schedule: config::schedule(args, steps_per_epoch),
         steps_per_epoch,
     };
-    let folder = args.run.logs.join(name(args));
     let mut log = open_log(&folder, &settings)?;
     log.info(format!("Running on {}", device.name()));
     log.info(plan::<D>(&config, args.optim.batch_size)?);
@@ -143,6 +131,40 @@ fn train<D: Backend, C: Communicator<D>>(
         run.resume(from)?;
     }
     run.run()
+}
+
+/// The model with fresh parameters, its optimiser and, where the objective has one, its pool.
+fn parts<D: Backend>(
+    device: &D,
+    args: &Args,
+    config: &ClipConfig,
+    pairs: u64,
+    (adamw, decay): (AdamWOptions, DecayRule),
+) -> Result<Parts<D>> {
+    let (objective, seed) = (args.objective.objective, args.run.seed);
+    let pool = objective.has_pool().then(|| {
+        let rows = args.objective.pool_size.resolve(pairs as usize)?;
+        let queries = args.optim.batch_size * args.optim.accum_freq;
+        let shape = PoolShape { rows, width: config.embed_dim, queries };
+        CaptionPool::new(device, objective, shape, seed)
+    });
+    let pool = pool.transpose()?;
+    let model = Clip::new(device, config, args.optim.batch_size)?;
+    let optimizer = Optimizer::new(device, model.params(), adamw, decay)?;
+    Ok(Parts { weights: encode::init(device, config, seed)?, optimizer, pool, model })
+}
+
+/// A run's folder holds what someone trained: a second run of that name must resume it, or be
+/// called otherwise.
+fn refuse_to_overwrite(args: &Args, folder: &Path) -> Result<()> {
+    if args.run.resume.is_some() || !folder.join("out.log").exists() {
+        return Ok(());
+    }
+    Err(Error::Option {
+        flag: "--name".into(),
+        got: format!("{} holds a run already", folder.display()),
+        expected: "a new name, or --resume latest to continue that run".into(),
+    })
 }
 
 /// Zero-shot figures under the names of the log.
@@ -187,7 +209,7 @@ fn open_log(folder: &Path, settings: &Settings) -> Result<Log> {
 }
 
 /// What the model is and how much memory it will take.
-fn plan<D: Backend>(config: &encode::ClipConfig, pairs: usize) -> Result<String> {
+fn plan<D: Backend>(config: &ClipConfig, pairs: usize) -> Result<String> {
     let memory = encode::memory::<D>(config, pairs)?;
     let parameters = encode::params(config)?.len();
     let mib = memory.total() as f64 / f64::from(1 << 20);

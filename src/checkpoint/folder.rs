@@ -70,14 +70,14 @@ impl Folder {
         Ok(paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect())
     }
 
-    /// The checkpoint furthest along in training that verifies.
+    /// The checkpoint furthest along in training that verifies; `None` where there is no file.
     ///
     /// The order is by the step recorded inside, not by name or time of the files.
     ///
     /// # Errors
-    /// [`Error::Format`] where the folder holds no checkpoint, or none that verifies; the message
-    /// lists each with its fault.
-    pub fn latest(&self) -> Result<Found> {
+    /// [`Error::Format`] where there are files, but none that verifies; the message lists each with
+    /// its fault.
+    pub fn latest(&self) -> Result<Option<Found>> {
         let mut passed_over = Vec::new();
         let mut candidates = Vec::new();
         for path in self.files()? {
@@ -89,9 +89,12 @@ impl Folder {
         candidates.sort();
         while let Some((_, path)) = candidates.pop() {
             match file::read(&path) {
-                Ok(state) => return Ok(Found { path, state, passed_over }),
+                Ok(state) => return Ok(Some(Found { path, state, passed_over })),
                 Err(error) => passed_over.push(error),
             }
+        }
+        if passed_over.is_empty() {
+            return Ok(None);
         }
         let reason = nothing_to_resume(&passed_over);
         Err(Error::Format { path: self.path.clone(), reason })
@@ -99,11 +102,11 @@ impl Folder {
 }
 
 fn nothing_to_resume(passed_over: &[Error]) -> String {
-    let mut reason = "no checkpoint to resume from".to_owned();
+    let mut reason = "no checkpoint here can be resumed from".to_owned();
     for error in passed_over {
         reason += &format!("\n  passed over {error}");
     }
-    reason + "\nStart without --resume, or name another run with --name"
+    reason + "\nName a file with --resume, or start another run with another --name"
 }
 
 #[cfg(test)]
@@ -121,20 +124,24 @@ mod tests {
     fn latest_is_the_newest_that_verifies() {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::open(root.path()).unwrap();
-        assert!(folder.latest().unwrap_err().to_string().contains("no checkpoint to resume from"));
+        assert!(folder.latest().unwrap().is_none());
         file::write(&folder.epoch(9), &at_step(90)).unwrap();
         file::write(&folder.epoch(10), &at_step(100)).unwrap();
         file::write(&folder.step(104), &at_step(104)).unwrap();
-        assert_eq!(folder.latest().unwrap().path, folder.step(104));
+        assert_eq!(folder.latest().unwrap().unwrap().path, folder.step(104));
         let mut bytes = fs::read(folder.step(104)).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(folder.step(104), bytes).unwrap();
         fs::write(root.path().join("step_999.safetensors"), b"").unwrap();
-        let found = folder.latest().unwrap();
+        let found = folder.latest().unwrap().unwrap();
         assert_eq!(found.path, folder.epoch(10));
         assert_eq!(found.state, at_step(100));
         let told: Vec<_> = found.passed_over.iter().map(ToString::to_string).collect();
         assert!(told.len() == 2 && told.iter().any(|t| t.contains("damaged")), "{told:?}");
+        fs::write(folder.epoch(9), b"{}").unwrap();
+        fs::write(folder.epoch(10), b"{}").unwrap();
+        let told = folder.latest().unwrap_err().to_string();
+        assert_eq!(told.matches("passed over").count(), 4, "{told}");
     }
 
     #[test]

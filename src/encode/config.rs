@@ -231,10 +231,7 @@ impl ClipConfig {
 
     /// The content of `open_clip_config.json`, with which open_clip loads the model; `mean` and
     /// `std` are those with which the pictures were normalised, red, green, blue.
-    pub fn open_clip_json(&self, mean: [f32; 3], std: [f32; 3]) -> Value {
-        // As people write them: 0.48145466, not 0.4814546585083008.
-        let decimal = |x: f32| (f64::from(x) * 1e8).round() / 1e8;
-        let (mean, std) = (mean.map(decimal), std.map(decimal));
+    pub fn open_clip_json(&self, mean: [f64; 3], std: [f64; 3]) -> Value {
         json!({ "model_cfg": self, "preprocess_cfg": { "mean": mean, "std": std } })
     }
 }

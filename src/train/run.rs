@@ -107,7 +107,10 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     /// [`Error::Format`] where none verifies, or it belongs to a run with other settings.
     pub fn resume(&mut self, from: &str) -> Result<()> {
         let (path, state) = if from == "latest" {
-            let found = self.folder.latest()?;
+            let Some(found) = self.folder.latest()? else {
+                self.log.info("no checkpoint found to resume; starting from the beginning");
+                return Ok(());
+            };
             for error in &found.passed_over {
                 self.log.warn(format!("passed over {error}"));
             }

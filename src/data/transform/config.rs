@@ -4,9 +4,9 @@ use super::resize::Interpolation;
 use crate::{Error, Result};
 
 /// Mean of OpenAI's CLIP training pictures, RGB, after division by 255.
-pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviation of OpenAI's CLIP training pictures, RGB, after division by 255.
-pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+pub const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// From a decoded picture to what the image tower reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,9 +14,9 @@ pub struct TransformConfig {
     /// Side of the square result, pixels.
     pub image_size: usize,
     /// Subtracted from each channel, after division by 255.
-    pub mean: [f32; 3],
+    pub mean: [f64; 3],
     /// What each channel is divided by then.
-    pub std: [f32; 3],
+    pub std: [f64; 3],
     /// What training does; evaluation always resizes the shorter side and crops the centre.
     pub train: Augment,
 }

@@ -44,7 +44,7 @@ impl Transform {
     pub fn new(config: TransformConfig) -> Result<Self> {
         config.validate()?;
         let normalised = std::array::from_fn(|channel| {
-            let (mean, std) = (config.mean[channel], config.std[channel]);
+            let (mean, std) = (config.mean[channel] as f32, config.std[channel] as f32);
             std::array::from_fn(|value| (value as f32 / 255.0 - mean) / std)
         });
         Ok(Self { config, normalised })
