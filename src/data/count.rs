@@ -48,7 +48,8 @@ pub fn count_pairs(shards: &[Shard], fields: &Fields, limits: &ShardLimits) -> R
         if shard.source == Source::Stdin || !shard.is_rereadable() {
             return Err(Error::Shards {
                 pattern: shard.name.to_string(),
-                reason: "a pipe cannot be counted without using it up; give the number of pairs"
+                reason: "a pipe cannot be counted without using it up; give the number of pairs \
+                         (--train-num-samples)"
                     .into(),
             });
         }
