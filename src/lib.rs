@@ -24,3 +24,8 @@ pub mod train;
 pub mod config;
 
 pub use error::{Error, Result};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -101,7 +101,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     /// Continues from a checkpoint: a file, or `latest` for the newest whole one of the run's
-    /// folder.
+    /// folder. Where that folder holds none, the run begins at the beginning and says so, as
+    /// open_clip does: a job always started with `--resume latest` needs no second script.
     ///
     /// # Errors
     /// [`Error::Format`] where none verifies, or it belongs to a run with other settings.

@@ -150,6 +150,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     }
 
     fn step_here(&mut self, batch: &Batch, epoch: u64) -> Result<Outcome> {
+        let pairs = self.options.micro_batch * self.options.accum_freq;
+        assert_eq!(batch.len(), pairs, "a step takes the number of pairs the trainer was made for");
         let (objective, every, epoch) =
             (self.options.objective, self.options.match_every, epoch + 1);
         let pool = self.pool.as_ref();
