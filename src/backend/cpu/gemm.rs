@@ -6,10 +6,10 @@
 //! the same bits always. Panels live in memory that the device keeps: nothing is allocated after
 //! the first call.
 //!
-//! Why not a crate: `matrixmultiply` 0.3.11 and `gemm` 0.19 allocate their panels in every call,
-//! and `gemm` sums small products in another order, so that equal rows of the pool could score
-//! differently. GFLOP/s of one thread (f32, AMD EPYC with AVX-512, ViT-B/32 products of 1600 rows,
-//! best of 20; peak of the kernel alone 116): `matrixmultiply` 77–92, `gemm` 90–104, this 92–107.
+//! Why not a crate: `matrixmultiply` 0.3.11 and `gemm` 0.19 allocate their panels in every call;
+//! and, by its source, `gemm` adds small products in another order than large ones, so that equal
+//! rows of the pool could score differently. Speed is no reason: ARCHITECTURE.md has the figures,
+//! on par with `gemm`.
 //!
 //! Source of the scheme: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication,
 //! 2008.
