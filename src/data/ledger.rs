@@ -215,6 +215,9 @@ impl std::fmt::Display for Tally {
         if self.left_over > 0 {
             write!(f, ", left over {}", self.left_over)?;
         }
+        if self.forged_captions > 0 {
+            write!(f, ", captions with forged control tokens {}", self.forged_captions)?;
+        }
         if !self.shard_faults.is_empty() {
             let total: u64 = self.shard_faults.values().sum();
             write!(f, ", faults of shards {total}{}", list(&self.shard_faults))?;

@@ -320,11 +320,7 @@ impl<R: Input> TarReader<R> {
     fn accept(&mut self, header: Header, offset: u64) -> io::Result<Option<Event>> {
         self.headers += 1;
         match header.typeflag {
-            b'L' | b'x' | b'X' => self.extend(&header, offset),
-            b'K' | b'g' => {
-                self.pending = padded(header.size.min(self.skip_limit));
-                self.pass_data()
-            }
+            b'L' | b'x' | b'X' | b'K' | b'g' => self.extend(&header, offset),
             _ => Ok(Some(Event::Member(self.member(header, offset)))),
         }
     }
@@ -342,10 +338,15 @@ impl<R: Input> TarReader<R> {
             return Ok(Some(damage(offset, Reason::Truncated, "ends inside an extension header")));
         }
         data.truncate(header.size as usize);
-        if header.typeflag == b'L' {
-            self.extension.name = Some(text_field(&data));
-        } else if let Err(detail) = self.extension.parse_pax(&data) {
-            self.extension.fault = Some(Fault::new(Reason::DamagedHeader, detail));
+        match header.typeflag {
+            b'L' => self.extension.name = Some(text_field(&data)),
+            // Neither the target of a link nor what holds for all members changes what is read.
+            b'K' | b'g' => {}
+            _ => {
+                if let Err(detail) = self.extension.parse_pax(&data) {
+                    self.extension.fault = Some(Fault::new(Reason::DamagedHeader, detail));
+                }
+            }
         }
         Ok(None)
     }

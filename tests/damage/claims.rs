@@ -67,6 +67,23 @@ fn a_huge_size_in_a_pipe_costs_what_cannot_be_read_twice_and_no_memory() {
     assert_eq!(outcome.entries[0].reason, Reason::Truncated);
 }
 
+/// An extension larger than any honest one is searched, not skipped: it stands between two pairs
+/// and costs neither.
+#[test]
+fn extensions_that_lie_cost_no_pair() {
+    let tar = tar(&members(0, 8));
+    let at = header_of(&tar, "000003.png");
+    for typeflag in *b"gKxL" {
+        for size in [(1 << 20) + 1, 8 << 20, 1 << 30, 8 << 30] {
+            let mut lie = raw_tar(&[(b"lie", typeflag, b"")]);
+            lie.truncate(BLOCK);
+            set_size(&mut lie, 0, size);
+            let report = read(&[&tar[..at], &lie, &tar[at..]].concat());
+            assert_eq!(report.kept, keys(0, 8), "type {} of {size} bytes", char::from(typeflag));
+        }
+    }
+}
+
 /// A source that does not know where it ends.
 struct Pipe<'a>(&'a [u8]);
 
