@@ -81,20 +81,25 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
         text: TextOptions { eda: None, ..loader.text.clone() },
         ..loader.clone()
     };
+    let adamw = adamw(args);
+    let decay = match objective {
+        Objective::Official => DecayRule::ByName,
+        _ => DecayRule::ByShape,
+    };
+    Ok(Assembled { model, loader, eval, adamw, decay, identity, notes })
+}
+
+/// The optimiser's numbers.
+pub(super) fn adamw(args: &Args) -> AdamWOptions {
     let o = &args.optim;
-    let adamw = AdamWOptions {
+    AdamWOptions {
         lr: o.lr,
         beta1: o.beta1,
         beta2: o.beta2,
         eps: o.eps,
         weight_decay: o.wd,
         grad_clip_norm: o.grad_clip_norm,
-    };
-    let decay = match objective {
-        Objective::Official => DecayRule::ByName,
-        _ => DecayRule::ByShape,
-    };
-    Ok(Assembled { model, loader, eval, adamw, decay, identity, notes })
+    }
 }
 
 fn eda(args: &Args, notes: &mut Vec<String>) -> Result<Option<Eda>> {

@@ -152,17 +152,10 @@ fn check(args: &Args) -> Result<()> {
     let not_negative = |flag: &str, x: f64| {
         rule(x.is_finite() && x >= 0.0, flag, x.to_string(), "a finite number, 0 or above")
     };
-    let decay = |flag: &str, x: f64| {
-        rule((0.0..1.0).contains(&x), flag, x.to_string(), "at least 0 and below 1")
-    };
     positive("--lr", o.lr)?;
-    positive("--eps", o.eps)?;
-    decay("--beta1", o.beta1)?;
-    decay("--beta2", o.beta2)?;
-    not_negative("--wd", o.wd)?;
+    assemble::adamw(args).check()?;
     not_negative("--lr-cooldown-end", o.lr_cooldown_end)?;
     positive("--lr-cooldown-power", o.lr_cooldown_power)?;
-    positive("--grad-clip-norm", o.grad_clip_norm.unwrap_or(1.0))?;
     let cooldown = o.epochs_cooldown.unwrap_or(0);
     let cools = o.lr_scheduler == ScheduleKind::ConstCooldown;
     rule(

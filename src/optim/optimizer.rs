@@ -52,12 +52,17 @@ impl AdamWOptions {
         let part = |x: f64| (0.0..1.0).contains(&x);
         let clip = self.grad_clip_norm.unwrap_or(1.0);
         let checks = [
-            ("--lr", self.lr, not_negative(self.lr), "a number from 0"),
-            ("--beta1", self.beta1, part(self.beta1), "a number from 0 and below 1"),
-            ("--beta2", self.beta2, part(self.beta2), "a number from 0 and below 1"),
-            ("--eps", self.eps, positive(self.eps), "a number above 0"),
-            ("--wd", self.weight_decay, not_negative(self.weight_decay), "a number from 0"),
-            ("--grad-clip-norm", clip, positive(clip), "a number above 0"),
+            ("--lr", self.lr, not_negative(self.lr), "a finite number, 0 or above"),
+            ("--beta1", self.beta1, part(self.beta1), "at least 0 and below 1"),
+            ("--beta2", self.beta2, part(self.beta2), "at least 0 and below 1"),
+            ("--eps", self.eps, positive(self.eps), "a finite number above 0"),
+            (
+                "--wd",
+                self.weight_decay,
+                not_negative(self.weight_decay),
+                "a finite number, 0 or above",
+            ),
+            ("--grad-clip-norm", clip, positive(clip), "a finite number above 0"),
         ];
         match checks.into_iter().find(|check| !check.2) {
             None => Ok(()),

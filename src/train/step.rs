@@ -228,9 +228,10 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     /// Gradients of all parameters.
     ///
-    /// With several passes the activations of all but the last are gone: each pass runs forward
-    /// again before it runs backward. The loss saw all pairs at once, so the gradient is that of
-    /// the whole batch (Gao, Zhang, Han, Callan 2021; open_clip's `--accum-freq`).
+    /// With several passes the activations of all but the last are gone: beginning with the last,
+    /// each other one runs forward again before it runs backward. The loss saw all pairs at once,
+    /// so the gradient is that of the whole batch (Gao, Zhang, Han, Callan 2021; open_clip's
+    /// `--accum-freq`).
     fn backward(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
         let learns_text = targets == Targets::Own;
         let d_text = learns_text.then(|| ViewMut::all(&mut self.text.grad));
@@ -239,9 +240,11 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         let (weights, grads) = (&self.weights, &mut self.grads);
         self.loss.backward(device, weights, slot, targets, d_image, d_text, grads)?;
         let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
-        for part in 0..self.options.accum_freq {
+        let passes = self.options.accum_freq;
+        for part in (0..passes).rev() {
             let rows = part * n * width..(part + 1) * n * width;
-            if self.options.accum_freq > 1 {
+            let is_gone = part + 1 < passes;
+            if is_gone {
                 self.forward_image(batch, part)?;
             }
             let dout = View::of(&self.image.grad, rows.clone());
@@ -249,7 +252,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             if !learns_text {
                 continue;
             }
-            if self.options.accum_freq > 1 {
+            if is_gone {
                 self.forward_text(batch, part)?;
             }
             let dout = View::of(&self.text.grad, rows);

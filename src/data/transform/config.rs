@@ -124,19 +124,6 @@ impl Augment {
         Self { random_crop: false, ..Self::clip() }
     }
 
-    /// The preset of that name: `roclip`, `clip` or `none`.
-    ///
-    /// # Errors
-    /// [`Error::Option`] for any other name.
-    pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "roclip" => Ok(Self::roclip()),
-            "clip" => Ok(Self::clip()),
-            "none" => Ok(Self::none()),
-            _ => Err(wrong("augmentation", name, "roclip, clip or none")),
-        }
-    }
-
     /// Sets one field from text, as in `--aug-cfg scale=0.5,1.0`. Names are open_clip's where it
     /// has them; each field's documentation gives its own. Ranges are two numbers with a comma.
     ///
