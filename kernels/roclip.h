@@ -1,0 +1,343 @@
+/* The C interface of the kernels: bindgen reads it, every .cu file includes it.
+ *
+ * One struct per launcher, named after the operation in src/backend/ops/, where formulas and shapes
+ * are explained; its pointers are device pointers, row-major. A launcher returns 0, a cudaError_t, or
+ * ROCLIP_REFUSED; it enqueues on the stream and returns at once. Gradients of weights are added,
+ * everything else that is not const is overwritten.
+ *
+ * Pointers have the alignment of their element and no more: a kernel that wants to read 16 bytes at
+ * once looks whether it may. */
+#ifndef ROCLIP_H
+#define ROCLIP_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+struct __nv_bfloat16;
+typedef __nv_bfloat16 bf16;
+#else
+typedef uint16_t bf16; /* Rust has half::bf16 in its place */
+#endif
+
+typedef struct CUstream_st *RoclipStream;
+
+enum {
+    /* The launcher cannot do that shape. */
+    ROCLIP_REFUSED = -1,
+    /* Most partial sums of a sum over rows or elements; the same on every device, so that equal
+     * shapes give equal bits. */
+    ROCLIP_PARTS = 256,
+    /* Values of one row of `AdamW.rates`. */
+    ROCLIP_RATES = 12,
+    /* Parameters that share an entry of `AdamW.group`. */
+    ROCLIP_SLOT_ALIGN = 64,
+    /* Widest head of the attention kernels. */
+    ROCLIP_MAX_HEAD_DIM = 128,
+    /* Column strips of a search, each with a best candidate for every query. */
+    ROCLIP_STRIPS = 64
+};
+
+/* ---- embedding ---- */
+
+typedef struct EmbeddingForward {
+    const uint32_t *cu_seqlens; /* [sequences + 1] */
+    const uint32_t *tokens;     /* [S] */
+    const float *table;         /* [V, C] */
+    const float *positions;     /* [context, C] */
+    bf16 *out;                  /* [S, C] */
+    int64_t rows;               /* S */
+    int32_t sequences, width;
+} EmbeddingForward;
+
+typedef struct EmbeddingBackwardTable {
+    const uint32_t *tokens; /* [S] */
+    const uint32_t *order;  /* [S], positions sorted by token, equal tokens in order of position */
+    const bf16 *dout;       /* [S, C] */
+    float *dtable;          /* [V, C], added to */
+    int64_t rows;           /* S */
+    int32_t width;
+} EmbeddingBackwardTable;
+
+typedef struct EmbeddingBackwardPositions {
+    const uint32_t *cu_seqlens; /* [sequences + 1] */
+    const bf16 *dout;           /* [S, C] */
+    float *dpositions;          /* [context, C], added to */
+    int32_t sequences, context, width;
+} EmbeddingBackwardPositions;
+
+/* ---- patch_embedding ---- */
+
+typedef struct PatchEmbeddingUnfold {
+    const float *images; /* [N, 3, side, side] */
+    bf16 *out;           /* [N, (side/patch)^2, 3*patch^2] */
+    int64_t images_n;
+    int32_t side, patch;
+} PatchEmbeddingUnfold;
+
+typedef struct PatchEmbeddingForward {
+    const bf16 *patches;    /* [N, T - 1, C] */
+    const float *cls;       /* [C] */
+    const float *positions; /* [T, C] */
+    bf16 *out;              /* [N, T, C] */
+    int64_t images_n;
+    int32_t tokens, width; /* T, C */
+} PatchEmbeddingForward;
+
+typedef struct PatchEmbeddingBackward {
+    const bf16 *dout;  /* [N, T, C] */
+    bf16 *dpatches;    /* [N, T - 1, C] */
+    float *dpositions; /* [T, C], added to */
+    int64_t images_n;
+    int32_t tokens, width;
+} PatchEmbeddingBackward;
+
+typedef struct PatchEmbeddingBackwardClass {
+    const bf16 *dout; /* [N, T, C] */
+    float *dclass;    /* [C], added to */
+    int64_t images_n;
+    int32_t tokens, width;
+} PatchEmbeddingBackwardClass;
+
+/* ---- layernorm ---- */
+
+typedef struct LayernormForward {
+    const bf16 *x;          /* [rows, C] */
+    const float *gain_bias; /* [2, C] */
+    float *mean, *rstd;     /* [rows] */
+    bf16 *y;                /* [rows, C] */
+    int64_t rows;
+    int32_t width;
+    float eps;
+} LayernormForward;
+
+typedef struct LayernormBackward {
+    const bf16 *x;           /* [rows, C] */
+    const float *gain_bias;  /* [2, C] */
+    const float *mean, *rstd; /* [rows] */
+    const bf16 *dy;          /* [rows, C] */
+    bf16 *dx;                /* [rows, C] */
+    float *dgain_dbias;      /* [2, C], added to */
+    float *partial;          /* scratch, [ROCLIP_PARTS, 2, C] */
+    int64_t rows;
+    int32_t width;
+    int32_t add; /* whether dx is added to */
+} LayernormBackward;
+
+/* ---- linear: what is not a matrix product ---- */
+
+typedef struct LinearBackwardBias {
+    const bf16 *dy; /* [rows, C] */
+    float *db;      /* [C], added to */
+    float *partial; /* scratch, [ROCLIP_PARTS, C] */
+    int64_t rows;
+    int32_t width;
+} LinearBackwardBias;
+
+/* ---- gelu ---- */
+
+typedef struct GeluForward {
+    const bf16 *x;
+    bf16 *y;
+    int64_t len;
+    int32_t quick; /* whether x*sigmoid(1.702x), else the one with erf */
+} GeluForward;
+
+typedef struct GeluBackward {
+    const bf16 *x, *dy;
+    bf16 *dx;
+    int64_t len;
+    int32_t quick;
+} GeluBackward;
+
+/* ---- attention ---- */
+
+typedef struct AttentionForward {
+    const uint32_t *cu_seqlens; /* [sequences + 1] */
+    const bf16 *qkv;            /* [S, 3, heads * head_dim] */
+    bf16 *out;                  /* [S, heads * head_dim] */
+    float *lse;                 /* [S, heads] */
+    int32_t sequences, max_len, heads, head_dim;
+    int32_t causal;
+} AttentionForward;
+
+typedef struct AttentionBackward {
+    const uint32_t *cu_seqlens; /* [sequences + 1] */
+    const bf16 *qkv;            /* [S, 3, heads * head_dim] */
+    const bf16 *out;            /* [S, heads * head_dim] */
+    const float *lse;           /* [S, heads] */
+    const bf16 *dout;           /* [S, heads * head_dim] */
+    bf16 *dqkv;                 /* [S, 3, heads * head_dim] */
+    int32_t sequences, max_len, heads, head_dim;
+    int32_t causal;
+} AttentionBackward;
+
+/* ---- rows ---- */
+
+typedef struct RowsGather {
+    const bf16 *x;         /* [R, width] */
+    const uint32_t *index; /* [rows], each below R */
+    bf16 *out;             /* [rows, width] */
+    int64_t rows;
+    int32_t width;
+} RowsGather;
+
+typedef struct RowsScatter { /* the caller has zeroed dx */
+    const bf16 *dout;      /* [rows, width] */
+    const uint32_t *index; /* [rows], all different */
+    bf16 *dx;              /* [R, width] */
+    int64_t rows;
+    int32_t width;
+} RowsScatter;
+
+/* ---- l2norm ---- */
+
+typedef struct L2normForward {
+    const bf16 *x;   /* [rows, width] */
+    bf16 *y;         /* [rows, width] */
+    float *inv_norm; /* [rows] */
+    int64_t rows;
+    int32_t width;
+    float eps;
+} L2normForward;
+
+typedef struct L2normBackward {
+    const bf16 *y;         /* [rows, width] */
+    const float *inv_norm; /* [rows] */
+    const bf16 *dy;        /* [rows, width] */
+    bf16 *dx;              /* [rows, width] */
+    int64_t rows;
+    int32_t width;
+} L2normBackward;
+
+/* ---- pool ---- */
+
+typedef struct PoolMatch {
+    const bf16 *queries; /* [B, D] */
+    const bf16 *pool;    /* [M, D] */
+    uint32_t *index;     /* [B] */
+    float *score;        /* [B] */
+    float *best_score;   /* scratch, [ROCLIP_STRIPS, B] */
+    uint32_t *best_index; /* scratch, [ROCLIP_STRIPS, B] */
+    int64_t queries_n, pool_n; /* B, M */
+    int32_t width;             /* D */
+} PoolMatch;
+
+/* ---- contrastive ---- */
+
+typedef struct ContrastiveForward {
+    const bf16 *rows;         /* [N, D] */
+    const bf16 *cols;         /* [G, D] */
+    const float *logit_scale; /* [1], natural log */
+    float *lse, *own;         /* [N] */
+    float *strip_max;         /* scratch, [ROCLIP_STRIPS, N] */
+    float *strip_sum;         /* scratch, [ROCLIP_STRIPS, N] */
+    int64_t rows_n, cols_n, offset;
+    int32_t width;
+} ContrastiveForward;
+
+/* weight[i,j] = s/(2G) * (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 delta_ij), for a
+ * block of rows; the product with cols, a matrix product, is the gradient of these rows. */
+typedef struct ContrastiveWeights {
+    const bf16 *rows;         /* [rows_n, D], the block's */
+    const bf16 *cols;         /* [G, D] */
+    const float *logit_scale; /* [1] */
+    const float *row_lse;     /* [rows_n], the block's */
+    const float *col_lse;     /* [G] */
+    bf16 *weights;            /* [rows_n, G] */
+    int64_t rows_n, cols_n;
+    int64_t offset; /* column that belongs to the block's first row */
+    int32_t width;
+} ContrastiveWeights;
+
+/* dlogit_scale += sum over all rows of <rows[i], drows[i]>: logits are linear in both. */
+typedef struct ContrastiveScale {
+    const bf16 *rows, *drows; /* [len] */
+    float *dlogit_scale;      /* [1], added to */
+    float *partial;           /* scratch, [ROCLIP_PARTS] */
+    int64_t len;
+} ContrastiveScale;
+
+/* ---- grad_norm, adamw ---- */
+
+typedef struct GradNorm {
+    const float *grads; /* [P] */
+    float *norm;        /* [1] */
+    double *partial;    /* scratch, [ROCLIP_PARTS] */
+    int64_t len;
+} GradNorm;
+
+/* A row of `rates`: 0 max_norm (infinity: no clipping), 1 beta1, 2 1 - beta1, 3 beta2, 4 1 - beta2,
+ * 5 1 - lr * weight_decay, 6 lr / (1 - beta1^t), 7 1 / sqrt(1 - beta2^t), 8 eps, 9 whether the group
+ * is updated at all, 10 and 11 unused. */
+typedef struct AdamW {
+    const float *rates;    /* [groups, ROCLIP_RATES] */
+    const uint32_t *group; /* [ceil(P / ROCLIP_SLOT_ALIGN)], row of rates */
+    const float *grads;    /* [P] */
+    const float *norm;     /* [1]; where it is not finite nothing changes */
+    float *weights;        /* [P] */
+    bf16 *copy;            /* [P], the weights rounded */
+    float *exp_avg, *exp_avg_sq; /* [P] */
+    int64_t len;
+} AdamW;
+
+typedef struct AdamWClamp {
+    float *weights; /* [len] */
+    bf16 *copy;     /* [len] */
+    float low, high;
+    int64_t len;
+} AdamWClamp;
+
+/* ---- cast ---- */
+
+typedef struct CastBf16 {
+    const float *x;
+    bf16 *y;
+    int64_t len;
+} CastBf16;
+
+/* Every launcher: its arguments and its name. */
+#define ROCLIP_LAUNCHERS(X)                                      \
+    X(EmbeddingForward, embedding_forward)                       \
+    X(EmbeddingBackwardTable, embedding_backward_table)          \
+    X(EmbeddingBackwardPositions, embedding_backward_positions)  \
+    X(PatchEmbeddingUnfold, patch_embedding_unfold)              \
+    X(PatchEmbeddingForward, patch_embedding_forward)            \
+    X(PatchEmbeddingBackward, patch_embedding_backward)          \
+    X(PatchEmbeddingBackwardClass, patch_embedding_backward_class) \
+    X(LayernormForward, layernorm_forward)                       \
+    X(LayernormBackward, layernorm_backward)                     \
+    X(LinearBackwardBias, linear_backward_bias)                  \
+    X(GeluForward, gelu_forward)                                 \
+    X(GeluBackward, gelu_backward)                               \
+    X(AttentionForward, attention_forward)                       \
+    X(AttentionBackward, attention_backward)                     \
+    X(RowsGather, rows_gather)                                   \
+    X(RowsScatter, rows_scatter)                                 \
+    X(L2normForward, l2norm_forward)                             \
+    X(L2normBackward, l2norm_backward)                           \
+    X(PoolMatch, pool_match)                                     \
+    X(ContrastiveForward, contrastive_forward)                   \
+    X(ContrastiveWeights, contrastive_weights)                   \
+    X(ContrastiveScale, contrastive_scale)                       \
+    X(GradNorm, grad_norm)                                       \
+    X(AdamW, adamw)                                              \
+    X(AdamWClamp, adamw_clamp)                                   \
+    X(CastBf16, cast_bf16)
+
+typedef struct RoclipKernels {
+#define X(Args, name) int32_t (*name)(RoclipStream stream, const Args *args);
+    ROCLIP_LAUNCHERS(X)
+#undef X
+} RoclipKernels;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* The same sources built by nvcc for GPUs, and by the host's compiler for the emulation. */
+extern const RoclipKernels roclip_kernels_cuda;
+extern const RoclipKernels roclip_kernels_sim;
+#ifdef __cplusplus
+}
+#endif
+
+#endif
