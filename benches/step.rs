@@ -8,7 +8,7 @@
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::linear::{self, Layout, LinearShape};
 use roclip::backend::{Slot, Solo, View, ViewMut, Weight};
-use roclip::encode::{self, Clip, ClipConfig};
+use roclip::encode::{self, Clip, ClipConfig, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId};
 use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
@@ -119,7 +119,7 @@ fn batch(config: &ClipConfig, pairs: usize) -> Batch {
 
 fn trainer(device: &Cpu, config: &ClipConfig, pairs: usize) -> Trainer<Cpu, Solo> {
     let build = || {
-        let model = Clip::new(device, config, pairs)?;
+        let model = Clip::new(device, config, pairs, Keep::All)?;
         let weights = encode::init(device, config, 0)?;
         let adamw = AdamWOptions::default();
         let optimizer = Optimizer::new(device, model.params(), adamw, DecayRule::ByShape)?;

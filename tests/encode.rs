@@ -8,7 +8,7 @@ use crate::common::tiny::{noise, tiny, tiny_weights};
 use crate::common::{Golden, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Device, Element, Float, View, ViewMut};
-use roclip::encode::{self, Clip, ClipConfig};
+use roclip::encode::{self, Clip, ClipConfig, Keep};
 use roclip::flow::PackedTokens;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -56,7 +56,7 @@ fn run<F>(device: &Cpu<F>, which: Which, config: &ClipConfig, room: usize) -> (V
 where
     F: CpuFloat + Element,
 {
-    let mut clip = Clip::new(device, config, room).unwrap();
+    let mut clip = Clip::new(device, config, room, Keep::All).unwrap();
     let weights = device.weights(&convert(&tiny_weights(clip.params()))).unwrap();
     let n = if which == Which::Image { IMAGES } else { LENGTHS.len() };
     let mut features = vec![F::default(); n * config.embed_dim];
@@ -170,8 +170,8 @@ fn nothing_is_left_over_from_the_last_batch() {
     };
     let (large, mut small) = (tiny_captions(), PackedTokens::new());
     (2..4).for_each(|n| small.push(large.get(n)));
-    let mut used = Clip::new(&device, &config, 4).unwrap();
-    let mut fresh = Clip::new(&device, &config, 4).unwrap();
+    let mut used = Clip::new(&device, &config, 4, Keep::All).unwrap();
+    let mut fresh = Clip::new(&device, &config, 4, Keep::All).unwrap();
     let len = used.params().len();
     let mut both = vec![0.0; len];
     run(&mut used, &large, &mut both);
@@ -283,7 +283,7 @@ fn the_plan_counts_every_buffer() {
 
 fn encode_text_error(captions: &PackedTokens) -> String {
     let (device, config) = (Cpu::<f32>::new(1).unwrap(), tiny(false));
-    let mut clip = Clip::new(&device, &config, 4).unwrap();
+    let mut clip = Clip::new(&device, &config, 4, Keep::All).unwrap();
     let weights = encode::init(&device, &config, 1).unwrap();
     let mut out = vec![0.0; captions.len().max(1) * config.embed_dim];
     let result = clip.encode_text(&device, &weights, captions, ViewMut::all(&mut out));
@@ -318,7 +318,7 @@ fn captions_that_cannot_be_read_are_refused() {
 #[test]
 fn pictures_of_another_size_or_number_are_refused() {
     let (device, config) = (Cpu::<f32>::new(1).unwrap(), tiny(false));
-    let mut clip = Clip::new(&device, &config, 2).unwrap();
+    let mut clip = Clip::new(&device, &config, 2, Keep::All).unwrap();
     let weights = encode::init(&device, &config, 1).unwrap();
     for values in [0, 674, 676, 3 * 675] {
         let (images, mut out) = (vec![0.0; values], vec![0.0; 7]);
@@ -327,7 +327,7 @@ fn pictures_of_another_size_or_number_are_refused() {
         let message = result.expect_err("refused").to_string();
         assert!(message.contains(&format!("{values} values, 675 a picture")), "{message}");
     }
-    let none = Clip::new(&device, &config, 0).err().expect("refused").to_string();
+    let none = Clip::new(&device, &config, 0, Keep::All).err().expect("refused").to_string();
     assert!(none.contains("max_pairs 0"), "{none}");
 }
 
@@ -335,7 +335,7 @@ fn pictures_of_another_size_or_number_are_refused() {
 #[should_panic(expected = "backward_image without encode_image")]
 fn a_backward_needs_its_forward() {
     let (device, config) = (Cpu::<f32>::new(1).unwrap(), tiny(false));
-    let mut clip = Clip::new(&device, &config, 1).unwrap();
+    let mut clip = Clip::new(&device, &config, 1, Keep::All).unwrap();
     let weights = encode::init(&device, &config, 1).unwrap();
     let mut grads = vec![0.0; clip.params().len()];
     let _ = clip.backward_image(&device, &weights, View::all(&vec![0.0; 7]), &mut grads);

@@ -11,7 +11,7 @@ use roclip::encode::block::{Block, BlockActivations, BlockGradients, BlockShape}
 use roclip::encode::layernorm::{LayerNorm, LayerNormActivations};
 use roclip::encode::linear::Linear;
 use roclip::encode::mlp::{Mlp, MlpActivations, MlpGradients};
-use roclip::encode::{Backward, Clip, ClipConfig, Packing, Pass};
+use roclip::encode::{Backward, Clip, ClipConfig, Keep, Packing, Pass};
 use roclip::flow::{PackedTokens, ParamTable, Tower};
 use roclip::rng::{Domain, Rng};
 
@@ -187,7 +187,8 @@ impl Layer for Mlp {
         let mut acts = MlpActivations::new(&device, self, 11).unwrap();
         let pass = Pass::<D> { device: &device, weights: &device.weights(weights).unwrap() };
         let mut y = vec![0.0; x.len()];
-        self.forward(pass, View::all(&x), &mut acts, None, ViewMut::all(&mut y)).unwrap();
+        self.hidden(pass, View::all(&x), &mut acts).unwrap();
+        self.output(pass, &acts, None, ViewMut::all(&mut y)).unwrap();
         y
     }
 
@@ -197,8 +198,7 @@ impl Layer for Mlp {
         let weights = &device.weights(weights).unwrap();
         let mut acts = MlpActivations::new(&device, self, 11).unwrap();
         let mut d = MlpGradients::new(&device, self, 11).unwrap();
-        let (pass, mut y) = (Pass { device: &device, weights }, vec![0.0; x.len()]);
-        self.forward(pass, View::all(&x), &mut acts, None, ViewMut::all(&mut y)).unwrap();
+        self.hidden(Pass { device: &device, weights }, View::all(&x), &mut acts).unwrap();
         let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
         self.backward(pass, View::all(&x), &acts, View::all(&dy), &mut d).unwrap();
         (grads, d.dx)
@@ -255,8 +255,10 @@ impl Layer for Block {
         let (device, x, cu_seqlens) = (device(), x.to_vec(), CU_SEQLENS.to_vec());
         let mut acts = BlockActivations::new(&device, self, 11).unwrap();
         let pass = Pass::<D> { device: &device, weights: &device.weights(weights).unwrap() };
-        self.forward(pass, packing(&cu_seqlens), View::all(&x), &mut acts).unwrap();
-        acts.out
+        let (mut out, packing) = (vec![0.0; x.len()], packing(&cu_seqlens));
+        let y = ViewMut::all(&mut out);
+        self.forward(pass, packing, View::all(&x), &mut acts, y).unwrap();
+        out
     }
 
     fn backward(&self, weights: &[f64], x: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
@@ -266,7 +268,7 @@ impl Layer for Block {
         let mut acts = BlockActivations::new(&device, self, 11).unwrap();
         let mut d = BlockGradients::new(&device, self, 11).unwrap();
         let (pass, packing) = (Pass { device: &device, weights }, packing(&cu_seqlens));
-        self.forward(pass, packing, View::all(&x), &mut acts).unwrap();
+        self.activations(pass, packing, View::all(&x), &mut acts).unwrap();
         d.stream = dy.to_vec();
         let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
         self.backward(pass, packing, View::all(&x), &acts, &mut d).unwrap();
@@ -292,7 +294,7 @@ fn tiny() -> ClipConfig {
 #[test]
 fn image_tower() {
     let (device, config) = (device(), tiny());
-    let mut clip = Clip::new(&device, &config, 2).unwrap();
+    let mut clip = Clip::new(&device, &config, 2, Keep::All).unwrap();
     let table = clip.params().clone();
     let values = random(2, table.len());
     let (images, dout) = (random(3, 2 * 3 * 15 * 15), random(1, 2 * 7));
@@ -312,7 +314,7 @@ fn image_tower() {
 #[test]
 fn text_tower() {
     let (device, config) = (device(), tiny());
-    let mut clip = Clip::new(&device, &config, 3).unwrap();
+    let mut clip = Clip::new(&device, &config, 3, Keep::All).unwrap();
     let table = clip.params().clone();
     let values = random(2, table.len());
     // Captions of 13, 1 and 8 tokens; some ids twice, most never: their gradient is 0.

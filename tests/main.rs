@@ -8,6 +8,7 @@ mod matching;
 mod objective;
 mod ops;
 mod optim;
+mod plan;
 mod robust;
 mod run;
 mod step;

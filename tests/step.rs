@@ -9,7 +9,7 @@ use crate::common::tiny::{noise, tiny, tiny_weights};
 use crate::common::{alloc, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Device, Solo};
-use roclip::encode::Clip;
+use roclip::encode::{Clip, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId, State};
 use roclip::matching::{CaptionPool, Objective, PoolShape};
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
@@ -72,7 +72,7 @@ fn trainer<F: CpuFloat>(
 ) -> Trainer<Cpu<F>, Solo> {
     let device = Cpu::<F>::new(threads).unwrap();
     let config = tiny(false);
-    let model = Clip::new(&device, &config, PAIRS / passes).unwrap();
+    let model = Clip::new(&device, &config, PAIRS / passes, Keep::All).unwrap();
     let values: Vec<F> = tiny_weights(model.params()).into_iter().map(F::from_f64).collect();
     let adamw = AdamWOptions { lr: 0.002, grad_clip_norm: Some(0.5), ..AdamWOptions::default() };
     let shape = PoolShape { rows: 9, width: config.embed_dim, queries: PAIRS };

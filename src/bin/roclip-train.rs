@@ -7,7 +7,7 @@ use roclip::config::{self, Args, Assembled, Parsed, Settings};
 use roclip::data::count::count_pairs;
 use roclip::data::loader::Loader;
 use roclip::data::transform::TransformConfig;
-use roclip::encode::{self, Clip, ClipConfig};
+use roclip::encode::{self, Clip, ClipConfig, Keep};
 use roclip::error::{Error, Result};
 use roclip::eval::ZeroShot;
 use roclip::matching::{CaptionPool, PoolShape};
@@ -149,7 +149,8 @@ fn parts<D: Backend>(
         CaptionPool::new(device, objective, shape, seed)
     });
     let pool = pool.transpose()?;
-    let model = Clip::new(device, config, args.optim.batch_size)?;
+    let keep = if args.optim.grad_checkpointing { Keep::Inputs } else { Keep::All };
+    let model = Clip::new(device, config, args.optim.batch_size, keep)?;
     let optimizer = Optimizer::new(device, model.params(), adamw, decay)?;
     Ok(Parts { weights: encode::init(device, config, seed)?, optimizer, pool, model })
 }

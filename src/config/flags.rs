@@ -160,6 +160,10 @@ pub struct OptimArgs {
     /// memory of batch-size
     #[arg(long, default_value_t = 1, value_name = "PASSES")]
     pub accum_freq: usize,
+    /// Keep only the input of each transformer block and run its forward again in the backward: the
+    /// same result, bit for bit, in less memory and more time
+    #[arg(long)]
+    pub grad_checkpointing: bool,
     /// Passes over the data
     #[arg(long, default_value_t = 32, value_name = "EPOCHS")]
     pub epochs: u64,

@@ -6,7 +6,7 @@ use super::mlp::{Mlp, MlpActivations, MlpGradients};
 use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::ops::attention::Mask;
 use crate::backend::ops::gelu::Gelu;
-use crate::backend::{Backend, Device, View, Write};
+use crate::backend::{Backend, Device, View, ViewMut, Write};
 use crate::error::Result;
 use crate::flow::ParamTable;
 
@@ -38,7 +38,7 @@ pub struct Block {
     pub mlp: Mlp,
 }
 
-/// What the backward needs, and what the next block reads.
+/// What the backward needs.
 pub struct BlockActivations<D: Device> {
     /// Norm before the attention.
     pub ln_1: LayerNormActivations<D>,
@@ -50,8 +50,6 @@ pub struct BlockActivations<D: Device> {
     pub ln_2: LayerNormActivations<D>,
     /// Second branch.
     pub mlp: MlpActivations<D>,
-    /// `[S, C]`, the stream behind the block.
-    pub out: D::Buf<D::Act>,
 }
 
 /// What the backward writes; one for all blocks.
@@ -77,7 +75,6 @@ impl<D: Device> BlockActivations<D> {
             mid: device.alloc(tokens * width)?,
             ln_2: LayerNormActivations::new(device, tokens, width)?,
             mlp: MlpActivations::new(device, &block.mlp, tokens)?,
-            out: device.alloc(tokens * width)?,
         })
     }
 }
@@ -106,11 +103,28 @@ impl Block {
         Self { ln_1, attn, ln_2, mlp }
     }
 
-    /// `acts.out` from `x`, both `[S, C]`.
+    /// `out` from `x`, both `[S, C]`.
     ///
     /// # Errors
     /// Those of the device; [`crate::Error::Shape`] where an extent disagrees.
     pub fn forward<D: Backend>(
+        &self,
+        pass: Pass<'_, D>,
+        packing: Packing<'_, D>,
+        x: View<'_, D, D::Act>,
+        acts: &mut BlockActivations<D>,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        self.activations(pass, packing, x, acts)?;
+        self.mlp.output(pass, &acts.mlp, Some(first(&acts.mid, x.len)), out)
+    }
+
+    /// What [`Block::forward`] leaves in `acts` for the same `x`, bit for bit, without its last
+    /// product.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn activations<D: Backend>(
         &self,
         pass: Pass<'_, D>,
         packing: Packing<'_, D>,
@@ -123,11 +137,10 @@ impl Block {
         self.attn.forward(pass, packing, normed, &mut acts.attn, Some(x), mid)?;
         let mid = first(&acts.mid, len);
         self.ln_2.forward(pass, mid, &mut acts.ln_2)?;
-        let (normed, out) = (acts.ln_2.out(len), first_mut(&mut acts.out, len));
-        self.mlp.forward(pass, normed, &mut acts.mlp, Some(mid), out)
+        self.mlp.hidden(pass, acts.ln_2.out(len), &mut acts.mlp)
     }
 
-    /// Turns `d.stream` from the gradient by `acts.out` into the one by `x`, both `[S, C]`; the
+    /// Turns `d.stream` from the gradient by the output into the one by `x`, both `[S, C]`; the
     /// parameters' gradients are added.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub fn memory<D: Device>(config: &ClipConfig, max_pairs: usize) -> Result<Memory
     check_max_pairs(config, max_pairs)?;
     let (table, towers) = Towers::new(config);
     let plan = Plan::<D>(Arc::default(), PhantomData);
-    Buffers::new(&plan, &towers, max_pairs)?;
+    Buffers::new(&plan, &towers, max_pairs, super::Keep::All)?;
     let (act, acc) = (size_of::<D::Act>(), size_of::<D::Acc>());
     let copy = if act < acc { act } else { 0 };
     Ok(Memory {

@@ -73,29 +73,42 @@ impl Mlp {
         Self { c_fc, gelu, c_proj }
     }
 
-    /// `y = residual + mlp(x)`, all `[S, C]`.
+    /// First half of the forward: `acts` from `x` `[S, C]`.
     ///
     /// # Errors
     /// Those of the device; [`crate::Error::Shape`] where an extent disagrees.
-    pub fn forward<D: Backend>(
+    pub fn hidden<D: Backend>(
         &self,
         pass: Pass<'_, D>,
         x: View<'_, D, D::Act>,
         acts: &mut MlpActivations<D>,
-        residual: Option<View<'_, D, D::Act>>,
-        y: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
         let hidden = x.len / self.c_fc.inputs * self.c_fc.outputs;
         self.c_fc.forward(pass, x, None, first_mut(&mut acts.fc, hidden))?;
         let fc = first(&acts.fc, hidden);
-        gelu::forward(pass.device, self.gelu, fc, first_mut(&mut acts.gelu, hidden))?;
+        gelu::forward(pass.device, self.gelu, fc, first_mut(&mut acts.gelu, hidden))
+    }
+
+    /// Second half: `y = residual + mlp(x)`, all `[S, C]`, from what [`Mlp::hidden`] left in
+    /// `acts` for `x`.
+    ///
+    /// # Errors
+    /// As [`Mlp::hidden`].
+    pub fn output<D: Backend>(
+        &self,
+        pass: Pass<'_, D>,
+        acts: &MlpActivations<D>,
+        residual: Option<View<'_, D, D::Act>>,
+        y: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        let hidden = y.len / self.c_proj.outputs * self.c_proj.inputs;
         self.c_proj.forward(pass, first(&acts.gelu, hidden), residual, y)
     }
 
     /// `d.dx` from `dy`, both `[S, C]`; the parameters' gradients are added.
     ///
     /// # Errors
-    /// As [`Mlp::forward`].
+    /// As [`Mlp::hidden`].
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,

@@ -18,6 +18,7 @@ pub mod memory;
 
 pub use config::ClipConfig;
 pub use memory::{Memory, memory};
+pub use transformer::Keep;
 
 use crate::backend::ops::require;
 use crate::backend::{Backend, Device, Element, Float, View, ViewMut};
@@ -50,6 +51,13 @@ pub struct Backward<'a, D: Device> {
     pub weights: &'a D::Weights,
     /// All gradients, in the table's order; added to.
     pub grads: &'a mut D::Buf<D::Acc>,
+}
+
+impl<D: Device> Backward<'_, D> {
+    /// The same for a forward.
+    pub fn forward(&self) -> Pass<'_, D> {
+        Pass { device: self.device, weights: self.weights }
+    }
 }
 
 /// How sequences lie end to end.
@@ -119,11 +127,11 @@ struct Buffers<D: Device> {
 }
 
 impl<D: Device> Buffers<D> {
-    fn new(device: &D, towers: &Towers, max_pairs: usize) -> Result<Self> {
+    fn new(device: &D, towers: &Towers, max_pairs: usize, keep: Keep) -> Result<Self> {
         let ImageTower::Vit(vit) = &towers.image;
-        let acts = Box::new(VitActivations::new(device, vit, max_pairs)?);
+        let acts = Box::new(VitActivations::new(device, vit, max_pairs, keep)?);
         let image = ImageBuffers::Vit(acts, Box::new(VitGradients::new(device, vit, max_pairs)?));
-        let text = TextActivations::new(device, &towers.text, max_pairs)?;
+        let text = TextActivations::new(device, &towers.text, max_pairs, keep)?;
         let dtext = TextGradients::new(device, &towers.text, max_pairs)?;
         Ok(Self { image, text, dtext })
     }
@@ -145,15 +153,16 @@ pub struct Clip<D: Backend> {
 
 impl<D: Backend> Clip<D> {
     /// Room for micro-batches of up to `max_pairs` pictures and as many captions of any length.
+    /// What is kept of a forward changes memory and time, never a bit of any result.
     ///
     /// # Errors
     /// [`crate::Error::Option`] where the configuration cannot be built; [`crate::Error::Shape`]
     /// where `max_pairs` is 0 or its tokens cannot be counted in 32 bits; [`crate::Error::Device`]
     /// where memory does not suffice.
-    pub fn new(device: &D, config: &ClipConfig, max_pairs: usize) -> Result<Self> {
+    pub fn new(device: &D, config: &ClipConfig, max_pairs: usize, keep: Keep) -> Result<Self> {
         check_max_pairs(config, max_pairs)?;
         let (table, towers) = Towers::new(config);
-        let buffers = Buffers::new(device, &towers, max_pairs)?;
+        let buffers = Buffers::new(device, &towers, max_pairs, keep)?;
         let config = config.clone();
         Ok(Self { table, towers, buffers, config, max_pairs, images: 0, captions: 0 })
     }
@@ -262,7 +271,7 @@ impl<D: Backend> Clip<D> {
         assert!(self.captions > 0, "backward_text without encode_text");
         assert_eq!(dout.len, self.captions * self.config.embed_dim, "dout of the last encode_text");
         let pass = &mut Backward { device, weights, grads };
-        self.towers.text.backward(pass, &self.buffers.text, dout, &mut self.buffers.dtext)
+        self.towers.text.backward(pass, &mut self.buffers.text, dout, &mut self.buffers.dtext)
     }
 }
 

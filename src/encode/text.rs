@@ -7,7 +7,7 @@ use super::block::{BlockGradients, BlockShape};
 use super::config::ClipConfig;
 use super::layernorm::{LayerNorm, LayerNormActivations};
 use super::linear::Linear;
-use super::transformer::{Transformer, TransformerActivations};
+use super::transformer::{Keep, Transformer, TransformerActivations};
 use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::ops::attention::Mask;
 use crate::backend::ops::embedding::{self, EmbeddingShape};
@@ -78,7 +78,7 @@ impl<D: Device> TextActivations<D> {
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
-    pub fn new(device: &D, text: &Text, captions: usize) -> Result<Self> {
+    pub fn new(device: &D, text: &Text, captions: usize, keep: Keep) -> Result<Self> {
         let EmbeddingShape { width, context, .. } = text.shape;
         let tokens = captions * context;
         Ok(Self {
@@ -88,7 +88,7 @@ impl<D: Device> TextActivations<D> {
             end_rows_host: Vec::with_capacity(captions),
             end_rows: device.alloc(captions)?,
             embedded: device.alloc(tokens * width)?,
-            transformer: TransformerActivations::new(device, &text.transformer, tokens)?,
+            transformer: TransformerActivations::new(device, &text.transformer, tokens, keep)?,
             pooled: device.alloc(captions * width)?,
             ln_final: LayerNormActivations::new(device, captions, width)?,
         })
@@ -217,7 +217,7 @@ impl Text {
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        acts: &TextActivations<D>,
+        acts: &mut TextActivations<D>,
         dout: View<'_, D, D::Act>,
         d: &mut TextGradients<D>,
     ) -> Result<()> {
@@ -235,7 +235,7 @@ impl Text {
         let cu_seqlens = first(&acts.cu_seqlens, n + 1);
         let packing = Packing { cu_seqlens, sequences: n, tokens, max_len: longest };
         let input = first(&acts.embedded, stream);
-        self.transformer.backward(pass, packing, input, &acts.transformer, &mut d.blocks)?;
+        self.transformer.backward(pass, packing, input, &mut acts.transformer, &mut d.blocks)?;
         let (shape, dembedded) = (self.embedding_shape(acts), first(&d.blocks.stream, stream));
         let ids = first(&acts.tokens, tokens);
         let dtable = self.token_embedding.grad(pass.grads);

@@ -1,7 +1,7 @@
 //! A stack of residual blocks.
 
 use super::block::{Block, BlockActivations, BlockGradients, BlockShape};
-use super::{Backward, Packing, Pass, first};
+use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::{Backend, Device, View};
 use crate::error::Result;
 use crate::flow::ParamTable;
@@ -13,10 +13,26 @@ pub struct Transformer {
     pub blocks: Vec<Block>,
 }
 
-/// What the backward needs, block by block; the last one's `out` is the stack's.
+/// What stays of a forward until its backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// All activations.
+    #[default]
+    All,
+    /// The input of each block. The backward runs the block's forward again, but for its last
+    /// product, in room that all blocks share: the same bits, for a forward's time more (Chen, Xu,
+    /// Zhang, Guestrin 2016; open_clip's `--grad-checkpointing`).
+    Inputs,
+}
+
+/// What the backward needs, and what flows from block to block.
 pub struct TransformerActivations<D: Device> {
-    /// One for each block.
+    /// `[S, C]` behind each block; the last one is the stack's output.
+    pub outs: Vec<D::Buf<D::Act>>,
+    /// One for each block, or one for all.
     pub blocks: Vec<BlockActivations<D>>,
+    /// The block that wrote its activations last.
+    latest: usize,
 }
 
 impl<D: Device> TransformerActivations<D> {
@@ -24,14 +40,21 @@ impl<D: Device> TransformerActivations<D> {
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
-    pub fn new(device: &D, stack: &Transformer, tokens: usize) -> Result<Self> {
-        let blocks = stack.blocks.iter().map(|block| BlockActivations::new(device, block, tokens));
-        Ok(Self { blocks: blocks.collect::<Result<_>>()? })
+    pub fn new(device: &D, stack: &Transformer, tokens: usize, keep: Keep) -> Result<Self> {
+        let width = stack.blocks[0].mlp.c_fc.inputs;
+        let outs = stack.blocks.iter().map(|_| device.alloc(tokens * width));
+        let kept = match keep {
+            Keep::All => &stack.blocks,
+            Keep::Inputs => &stack.blocks[..1],
+        };
+        let blocks = kept.iter().map(|block| BlockActivations::new(device, block, tokens));
+        let (outs, blocks) = (outs.collect::<Result<_>>()?, blocks.collect::<Result<_>>()?);
+        Ok(Self { outs, blocks, latest: 0 })
     }
 
     /// The first `len` values of the stack's output.
     pub fn out(&self, len: usize) -> View<'_, D, D::Act> {
-        first(&self.blocks[self.blocks.len() - 1].out, len)
+        first(&self.outs[self.outs.len() - 1], len)
     }
 }
 
@@ -53,10 +76,13 @@ impl Transformer {
         x: View<'_, D, D::Act>,
         acts: &mut TransformerActivations<D>,
     ) -> Result<()> {
+        let shared = acts.blocks.len() < self.blocks.len();
         for (i, block) in self.blocks.iter().enumerate() {
-            let (before, rest) = acts.blocks.split_at_mut(i);
-            let input = before.last().map_or(x, |before| first(&before.out, x.len));
-            block.forward(pass, packing, input, &mut rest[0])?;
+            let (before, rest) = acts.outs.split_at_mut(i);
+            let input = before.last().map_or(x, |before| first(before, x.len));
+            let room = &mut acts.blocks[if shared { 0 } else { i }];
+            block.forward(pass, packing, input, room, first_mut(&mut rest[0], x.len))?;
+            acts.latest = i;
         }
         Ok(())
     }
@@ -71,12 +97,18 @@ impl Transformer {
         pass: &mut Backward<'_, D>,
         packing: Packing<'_, D>,
         x: View<'_, D, D::Act>,
-        acts: &TransformerActivations<D>,
+        acts: &mut TransformerActivations<D>,
         d: &mut BlockGradients<D>,
     ) -> Result<()> {
+        let shared = acts.blocks.len() < self.blocks.len();
         for (i, block) in self.blocks.iter().enumerate().rev() {
-            let input = if i == 0 { x } else { first(&acts.blocks[i - 1].out, x.len) };
-            block.backward(pass, packing, input, &acts.blocks[i], d)?;
+            let input = if i == 0 { x } else { first(&acts.outs[i - 1], x.len) };
+            let room = &mut acts.blocks[if shared { 0 } else { i }];
+            if shared && i != acts.latest {
+                block.activations(pass.forward(), packing, input, room)?;
+                acts.latest = i;
+            }
+            block.backward(pass, packing, input, room, d)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::block::{BlockGradients, BlockShape};
 use super::config::ClipConfig;
 use super::layernorm::{LayerNorm, LayerNormActivations};
 use super::linear::Linear;
-use super::transformer::{Transformer, TransformerActivations};
+use super::transformer::{Keep, Transformer, TransformerActivations};
 use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::ops::attention::Mask;
 use crate::backend::ops::linear::Layout;
@@ -67,7 +67,7 @@ impl<D: Device> VitActivations<D> {
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
-    pub fn new(device: &D, vit: &Vit, images: usize) -> Result<Self> {
+    pub fn new(device: &D, vit: &Vit, images: usize, keep: Keep) -> Result<Self> {
         let PatchShape { width, .. } = vit.shape;
         let (patches, tokens) = (images * vit.shape.patches(), images * vit.shape.tokens());
         let starts: Vec<u32> = (0..=images).map(|n| (n * vit.shape.tokens()) as u32).collect();
@@ -78,7 +78,7 @@ impl<D: Device> VitActivations<D> {
             patches: device.alloc(patches * width)?,
             embedded: device.alloc(tokens * width)?,
             ln_pre: LayerNormActivations::new(device, tokens, width)?,
-            transformer: TransformerActivations::new(device, &vit.transformer, tokens)?,
+            transformer: TransformerActivations::new(device, &vit.transformer, tokens, keep)?,
             pooled: device.alloc(images * width)?,
             ln_post: LayerNormActivations::new(device, images, width)?,
         })
@@ -191,7 +191,7 @@ impl Vit {
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        acts: &VitActivations<D>,
+        acts: &mut VitActivations<D>,
         dout: View<'_, D, D::Act>,
         d: &mut VitGradients<D>,
     ) -> Result<()> {
@@ -208,7 +208,7 @@ impl Vit {
         let dstream = first_mut(&mut d.blocks.stream, stream);
         rows::scatter(device, width, dpooled, index, dstream)?;
         let (packing, input) = (self.packing::<D>(&acts.cu_seqlens, n), acts.ln_pre.out(stream));
-        self.transformer.backward(pass, packing, input, &acts.transformer, &mut d.blocks)?;
+        self.transformer.backward(pass, packing, input, &mut acts.transformer, &mut d.blocks)?;
         let dembedded = (Write::Set, first_mut(&mut d.dembedded, stream));
         let (embedded, dstream) = (first(&acts.embedded, stream), first(&d.blocks.stream, stream));
         self.ln_pre.backward(pass, embedded, &acts.ln_pre, dstream, dembedded)?;
