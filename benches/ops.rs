@@ -6,7 +6,7 @@
 //! the threads.
 
 use roclip::backend::cpu::Cpu;
-use roclip::backend::ops::adamw::{AdamWStep, adamw};
+use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw};
 use roclip::backend::ops::attention::{self, AttentionShape, Mask};
 use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
 use roclip::backend::ops::embedding::{self, EmbeddingShape};
@@ -245,12 +245,14 @@ fn tables(
         embedding::forward(run.cpu, shape, view(&at), view(&idx), tables.0, tables.1, to).unwrap();
         run.hash(&out)
     });
+    let mut order = Vec::new();
+    embedding::sort(&ids, &mut order);
     let (dout, mut dtable, mut dpositions) =
         (values(tokens * width), vec![0.0; vocab * width], vec![0.0; len * width]);
     let title = format!("embedding backward {tokens}x{width}");
     let backward = bench(&title, Cost::Bytes(6.0 * bytes), move |run| {
         let (dout, to) = (view(&dout), ViewMut::all(&mut dtable));
-        embedding::backward_table(run.cpu, shape, view(&ids), dout, to).unwrap();
+        embedding::backward_table(run.cpu, shape, view(&ids), view(&order), dout, to).unwrap();
         let to = ViewMut::all(&mut dpositions);
         embedding::backward_positions(run.cpu, shape, view(&cu_seqlens), dout, to).unwrap();
         run.hash(&dtable) ^ run.hash(&dpositions).rotate_left(1)
@@ -268,16 +270,20 @@ fn tables(
     let mut patches = values(images * shape.patches() * width);
     let (class, places) = (values(width), values(shape.tokens() * width));
     let mut tokens = values(images * shape.tokens() * width);
-    let mut dtables = vec![0.0; (1 + shape.tokens()) * width];
+    let (mut dpositions, mut dclass) = (vec![0.0; shape.tokens() * width], vec![0.0; width]);
     let cost = Cost::Bytes(20.0 * patches.len() as f64);
     let title = format!("patch_embedding tokens {images}x{}", shape.tokens());
     let embed = bench(&title, cost, move |run| {
         let (from, to) = (view(&patches), ViewMut::all(&mut tokens));
         patch_embedding::forward(run.cpu, shape, from, whole(&class), whole(&places), to).unwrap();
-        dtables.fill(0.0);
-        let to = (ViewMut::all(&mut patches), ViewMut::all(&mut dtables));
+        dpositions.fill(0.0);
+        dclass.fill(0.0);
+        let to = (ViewMut::all(&mut patches), ViewMut::all(&mut dpositions));
         patch_embedding::backward(run.cpu, shape, view(&tokens), to.0, to.1).unwrap();
-        run.hash(&tokens) ^ run.hash(&patches).rotate_left(1) ^ run.hash(&dtables).rotate_left(2)
+        let to = ViewMut::all(&mut dclass);
+        patch_embedding::backward_class(run.cpu, shape, view(&tokens), to).unwrap();
+        let grads = run.hash(&dpositions).rotate_left(2) ^ run.hash(&dclass).rotate_left(3);
+        run.hash(&tokens) ^ run.hash(&patches).rotate_left(1) ^ grads
     });
     vec![forward, backward, unfold, embed]
 }
@@ -309,7 +315,6 @@ fn rest([rows, width]: [usize; 2], parameters: usize) -> Vec<Bench> {
         grad_norm(run.cpu, view(&grads2), ViewMut::all(&mut norm)).unwrap();
         run.hash(&norm)
     });
-    let (slots, one) = ([Slot { offset: 0, len: parameters }], vec![1.0]);
     let step = AdamWStep {
         lr: 1e-3,
         beta1: 0.9,
@@ -319,11 +324,21 @@ fn rest([rows, width]: [usize; 2], parameters: usize) -> Vec<Bench> {
         step: 1,
         max_norm: Some(1.0),
     };
-    let title = format!("adamw {parameters}");
+    let rates: Vec<f32> = [step.rates(), AdamWStep { weight_decay: 0.0, ..step }.rates()]
+        .concat()
+        .into_iter()
+        .map(|x| x as f32)
+        .collect();
+    assert_eq!(rates.len(), 2 * RATES);
+    // Runs of one group as they come in a model: a matrix, its bias, a norm.
+    let block = |i: usize| u32::from(i % 100 > 90);
+    let group: Vec<u32> = (0..parameters.div_ceil(Slot::ALIGN)).map(block).collect();
+    let (one, title) = (vec![1.0], format!("adamw {parameters}"));
     let update = bench(&title, Cost::Bytes(7.0 * bytes), move |run| {
         let moments = (ViewMut::all(&mut m), ViewMut::all(&mut v));
-        let (grads, norm) = (view(&grads), view(&one));
-        adamw(run.cpu, step, &slots, grads, norm, &mut weights, moments.0, moments.1).unwrap();
+        let (rates, group) = (view(&rates), view(&group));
+        let (from, w) = ((view(&grads), view(&one)), &mut weights);
+        adamw(run.cpu, rates, group, from.0, from.1, w, moments.0, moments.1).unwrap();
         run.hash(&weights)
     });
     vec![lengths, picks, sum, update]

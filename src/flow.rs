@@ -157,21 +157,42 @@ impl Param {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParamTable {
     params: Vec<Param>,
-    len: usize,
 }
 
 impl ParamTable {
-    /// Appends a parameter behind the last one and returns its place.
+    /// Appends a parameter behind the last one, at the next multiple of [`Slot::ALIGN`], and
+    /// returns its place.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
-        let slot = Slot { offset: self.len, len: shape.iter().product() };
-        self.len += slot.len;
-        self.params.push(Param { name: name.into(), shape: shape.to_vec(), slot });
+        self.push_at(self.len(), name.into(), shape)
+    }
+
+    /// Appends a parameter directly behind the last one, for an operation that takes both as one
+    /// tensor. The two must decay alike: an update has one set of numbers for [`Slot::ALIGN`]
+    /// elements.
+    pub fn push_beside(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
+        self.push_at(self.end(), name.into(), shape)
+    }
+
+    fn push_at(&mut self, offset: usize, name: String, shape: &[usize]) -> Slot {
+        let slot = Slot { offset, len: shape.iter().product() };
+        self.params.push(Param { name, shape: shape.to_vec(), slot });
         slot
     }
 
-    /// Number of values of all parameters together.
+    /// Where the last parameter ends.
+    fn end(&self) -> usize {
+        self.params.last().map_or(0, |last| last.slot.range().end)
+    }
+
+    /// Elements of a flat buffer, what lies between parameters included; a multiple of
+    /// [`Slot::ALIGN`].
     pub fn len(&self) -> usize {
-        self.len
+        self.end().next_multiple_of(Slot::ALIGN)
+    }
+
+    /// Number of values of all parameters together: the size of the model.
+    pub fn values(&self) -> usize {
+        self.params.iter().map(|param| param.slot.len).sum()
     }
 
     /// Whether there are no parameters.
@@ -240,5 +261,26 @@ impl State {
             path: path.to_owned(),
             reason: format!("field {name:?}: {e}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_start_at_multiples_of_64_unless_they_are_asked_beside() {
+        let mut table = ParamTable::default();
+        assert_eq!((table.len(), table.values()), (0, 0));
+        let places = [
+            table.push("a", &[3, 21]),
+            table.push("b", &[]),
+            table.push_beside("c", &[2]),
+            table.push("d", &[64]),
+            table.push("e", &[65]),
+        ];
+        let places = places.map(|slot| (slot.offset, slot.len));
+        assert_eq!(places, [(0, 63), (64, 1), (65, 2), (128, 64), (192, 65)]);
+        assert_eq!((table.len(), table.values()), (320, 195));
     }
 }

@@ -194,7 +194,7 @@ fn names_and_shapes_are_open_clips() {
         let ours: Vec<String> =
             table.iter().map(|p| format!("{}\t{:?}\tfloat32", p.name, p.shape)).collect();
         assert_eq!(ours, list.lines().collect::<Vec<_>>(), "{name}");
-        assert_eq!(table.len(), total, "{name}");
+        assert_eq!(table.values(), total, "{name}");
     }
 }
 
@@ -203,7 +203,7 @@ fn names_and_shapes_are_open_clips() {
 fn built_in_models_have_the_documented_sizes() {
     let sizes = ClipConfig::names().map(|name| {
         let config = ClipConfig::named(name).unwrap();
-        (name, encode::params(&config).unwrap().len())
+        (name, encode::params(&config).unwrap().values())
     });
     let documented = [
         ("ViT-B-32", 151_277_313),
@@ -273,7 +273,8 @@ fn the_plan_counts_every_buffer() {
     let (c, h, s) = (10, 40, 13 * pairs);
     let text =
         s * c + 2 * block(s, c, h, 2) + pairs * (2 * c + 2) + pairs * 2 * c + dblock(s, c, h);
-    let text_index = pairs + 1 + s + pairs;
+    // Starts; tokens and their order; ends.
+    let text_index = pairs + 1 + 2 * s + pairs;
     let params = encode::params(&config).unwrap().len();
     let plan = encode::memory::<Cpu<f64>>(&config, pairs).unwrap();
     assert_eq!(plan.activations, 8 * (image + text) + 4 * (image_index + text_index));

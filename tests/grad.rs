@@ -163,7 +163,7 @@ impl Layer for WithNorm {
         let weights = &device.weights(weights).unwrap();
         let mut acts = LayerNormActivations::new(&device, 4, 6).unwrap();
         self.0.forward(Pass { device: &device, weights }, View::all(&x), &mut acts).unwrap();
-        let mut grads = vec![0.0; 12];
+        let mut grads = vec![0.0; weights.len()];
         let mut dx = if self.1 == Write::Add { dy.clone() } else { vec![f64::NAN; x.len()] };
         let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
         let out = (self.1, ViewMut::all(&mut dx));
@@ -297,7 +297,8 @@ fn image_tower() {
     let mut clip = Clip::new(&device, &config, 2, Keep::All).unwrap();
     let table = clip.params().clone();
     let values = random(2, table.len());
-    let (images, dout) = (random(3, 2 * 3 * 15 * 15), random(1, 2 * 7));
+    let images: Vec<f32> = random(3, 2 * 3 * 15 * 15).into_iter().map(|x| x as f32).collect();
+    let dout = random(1, 2 * 7);
     let forward = |clip: &mut Clip<D>, values: &[f64]| {
         let (weights, mut out) = (device.weights(values).unwrap(), vec![0.0; 2 * 7]);
         let features = ViewMut::all(&mut out);

@@ -5,6 +5,7 @@
 //! open_clip's schedule functions over small runs; the figures that the released program's counter
 //! leads to.
 
+use crate::common::flat::{packed, spread};
 use crate::common::golden;
 use roclip::Error;
 use roclip::backend::cpu::{Cpu, CpuFloat};
@@ -59,14 +60,15 @@ fn pytorch_adamw_and_clipping() {
         let AdamWCase { beta1, beta2, eps, weight_decay, clip: grad_clip_norm, .. } = case;
         let options = AdamWOptions { lr: 1.0, beta1, beta2, eps, weight_decay, grad_clip_norm };
         let mut optimizer = Optimizer::new(&device, &table, options, rule).unwrap();
-        let mut weights = device.weights(&case.initial).unwrap();
+        let mut weights = device.weights(&spread(&table, &case.initial)).unwrap();
         let mut clipped = 0;
         for (i, step) in case.steps.iter().enumerate() {
             let text = TextUpdate::Train;
-            let norm = optimizer.step(&device, &mut weights, &step.grads, step.lr, text).unwrap();
+            let grads = spread(&table, &step.grads);
+            let norm = optimizer.step(&device, &mut weights, &grads, step.lr, text).unwrap();
             assert!((norm - step.norm).abs() <= 20.0 * f64::EPSILON * step.norm);
             clipped += usize::from(case.clip.is_some_and(|clip| norm > clip));
-            let params = read(&device, &weights, table.len());
+            let params = packed(&table, &read(&device, &weights, table.len()));
             for (a, b) in params.iter().zip(&step.params) {
                 assert!((a - b).abs() <= bound, "{}, step {i}: {a} and {b}", case.rule);
             }
@@ -171,16 +173,17 @@ impl Run {
         let device = Cpu::new(1).unwrap();
         let options = AdamWOptions { grad_clip_norm: Some(1.0), ..AdamWOptions::default() };
         let optimizer = Optimizer::new(&device, &table(), options, DecayRule::default()).unwrap();
-        let weights = device.weights(&draw(0)).unwrap();
+        let weights = device.weights(&spread(&table(), &draw(0))).unwrap();
         Self { device, weights, optimizer }
     }
 
-    fn step(&mut self, grads: &Vec<f32>, text: TextUpdate) -> f64 {
-        self.optimizer.step(&self.device, &mut self.weights, grads, 0.1, text).unwrap()
+    fn step(&mut self, grads: &[f32], text: TextUpdate) -> f64 {
+        let grads = spread(&table(), grads);
+        self.optimizer.step(&self.device, &mut self.weights, &grads, 0.1, text).unwrap()
     }
 
     fn params(&self) -> Vec<f32> {
-        read(&self.device, &self.weights, table().len())
+        packed(&table(), &read(&self.device, &self.weights, table().len()))
     }
 
     fn state(&self) -> State {
@@ -192,7 +195,7 @@ impl Run {
 
 fn draw(stream: u64) -> Vec<f32> {
     let mut rng = Rng::new(11, Domain::Init, 0, stream);
-    (0..table().len()).map(|_| rng.normal() as f32).collect()
+    (0..table().values()).map(|_| rng.normal() as f32).collect()
 }
 
 /// The text part of a saved optimiser.
@@ -240,7 +243,7 @@ fn a_frozen_text_tower_stays() {
 /// next step is what it would have been.
 #[test]
 fn a_non_finite_gradient_changes_nothing() {
-    for at in [0, TEXT.start, table().len() - 1] {
+    for at in [0, TEXT.start, table().values() - 1] {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let (mut run, mut plain) = (Run::new(), Run::new());
             run.step(&draw(1), TextUpdate::Train);
@@ -266,7 +269,7 @@ fn a_saved_optimizer_goes_on_in_the_same_bits() {
         run.step(&draw(stream), text);
     }
     let mut other = Run::new();
-    other.weights = other.device.weights(&run.params()).unwrap();
+    other.weights = other.device.weights(&spread(&table(), &run.params())).unwrap();
     other.optimizer.load(&other.device, &run.state(), Path::new("m")).unwrap();
     assert_eq!(other.state(), run.state());
     for stream in 5..8 {

@@ -9,6 +9,7 @@
 //! parameters had carried at worst. Two honest computations add up to about ten roundings at each
 //! of the 16 steps, so they may differ by 16 drifts; the bound is 100.
 
+use crate::common::flat::{packed, spread};
 use crate::common::golden;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{Device, Slot, Solo, View, ViewMut};
@@ -91,9 +92,6 @@ impl Tower {
     }
 }
 
-/// All parameters.
-const ALL: Slot = Slot { offset: 0, len: (5 + 2 + 6 + 2) * D + 1 };
-
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -142,7 +140,7 @@ impl Run {
         Self {
             objective,
             scale: LogitScale { slot: table.slot("logit_scale") },
-            weights: device.weights(&golden.initial).unwrap(),
+            weights: device.weights(&spread(&table, &golden.initial)).unwrap(),
             loss: ClipLoss::new(&device, &Solo, golden.batch, D).unwrap(),
             pool,
             optimizer: Optimizer::new(&device, &table, options, rule).unwrap(),
@@ -152,17 +150,17 @@ impl Run {
     }
 
     fn params(&self) -> Vec<f64> {
-        let mut params = vec![0.0; ALL.len];
-        self.device.read_weights(&self.weights, ALL, &mut params).unwrap();
-        params
+        let mut flat = vec![0.0; table().len()];
+        let all = Slot { offset: 0, len: flat.len() };
+        self.device.read_weights(&self.weights, all, &mut flat).unwrap();
+        packed(&table(), &flat)
     }
 
     /// One step; returns loss, norm and whether it was matched.
     fn step(&mut self, every: u64, lr: f64, golden: &Step) -> (f64, f64, bool) {
+        let (params, table) = (self.params(), table());
         let Self { objective, device, loss, pool, weights, .. } = self;
         let (objective, slot) = (*objective, self.scale.slot);
-        let mut params = vec![0.0; ALL.len];
-        device.read_weights(weights, ALL, &mut params).unwrap();
         let (image, text) = (IMAGE.forward(&params, &golden.x), TEXT.forward(&params, &golden.y));
         loss.normalize_images(device, &Solo, View::all(&image)).unwrap();
         loss.normalize_texts(device, &Solo, View::all(&text)).unwrap();
@@ -175,10 +173,11 @@ impl Run {
         }
         let value = loss.forward(device, &Solo, weights, slot, targets).unwrap();
         let (mut d_image, mut d_text) = (vec![0.0; image.len()], vec![0.0; text.len()]);
-        let mut grads = vec![0.0; params.len()];
+        let mut flat = vec![0.0; table.len()];
         let (d_image_view, d_text_view) = (ViewMut::all(&mut d_image), ViewMut::all(&mut d_text));
-        loss.backward(device, weights, slot, targets, d_image_view, Some(d_text_view), &mut grads)
+        loss.backward(device, weights, slot, targets, d_image_view, Some(d_text_view), &mut flat)
             .unwrap();
+        let mut grads = packed(&table, &flat);
         IMAGE.backward(&params, &golden.x, &d_image, &mut grads);
         TEXT.backward(&params, &golden.y, &d_text, &mut grads);
         if objective.inserts_in(golden.epoch, every) {
@@ -186,6 +185,7 @@ impl Run {
         }
         let frozen = matched && objective.freezes_text();
         let text = if frozen { TextUpdate::Freeze } else { TextUpdate::Train };
+        let grads = spread(&table, &grads);
         let norm = self.optimizer.step(device, weights, &grads, lr, text).unwrap();
         self.scale.clamp(device, weights).unwrap();
         (value, norm, matched)

@@ -195,6 +195,10 @@ impl<'a, D: Device, T: Element> ViewMut<'a, D, T> {
 }
 
 /// Where a parameter lies in the flat buffers of weights, gradients and moments.
+///
+/// The slots of a model start at multiples of [`Slot::ALIGN`] elements
+/// (the table of parameters sees to it), so that a device may read 16 bytes and more of any
+/// parameter at once, in any precision. What lies between two slots is zero in all buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// First element.
@@ -204,6 +208,9 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Elements between possible starts of slots.
+    pub const ALIGN: usize = 64;
+
     /// The elements as a range.
     pub fn range(self) -> Range<usize> {
         self.offset..self.offset + self.len

@@ -212,7 +212,7 @@ fn open_log(folder: &Path, settings: &Settings) -> Result<Log> {
 /// What the model is and how much memory it will take.
 fn plan<D: Backend>(config: &ClipConfig, pairs: usize) -> Result<String> {
     let memory = encode::memory::<D>(config, pairs)?;
-    let parameters = encode::params(config)?.len();
+    let parameters = encode::params(config)?.values();
     let mib = memory.total() as f64 / f64::from(1 << 20);
     Ok(format!("{parameters} parameters; {mib:.0} MiB of memory for passes of {pairs} pairs"))
 }

@@ -18,18 +18,18 @@ enum Draw {
     Uniform(f64),
 }
 
-/// Initial values of all parameters, in the table's order. Parameter `i` has the stream
+/// Initial values of all parameters, as a flat buffer of the table's. Parameter `i` has the stream
 /// `(seed, Init, 0, i)` to itself.
 pub fn values(table: &ParamTable, config: &ClipConfig, seed: u64) -> Vec<f32> {
-    let mut values = Vec::with_capacity(table.len());
+    let mut values = vec![0.0; table.len()];
     for (i, param) in table.iter().enumerate() {
         let mut rng = Rng::new(seed, Domain::Init, 0, i as u64);
         let draw = draw(param, config);
-        values.extend((0..param.slot.len).map(|_| match draw {
+        values[param.slot.range()].fill_with(|| match draw {
             Draw::Constant(value) => value as f32,
             Draw::Normal(std) => (std * rng.normal()) as f32,
             Draw::Uniform(bound) => rng.range(-bound, bound) as f32,
-        }));
+        });
     }
     values
 }

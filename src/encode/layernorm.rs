@@ -35,7 +35,7 @@ impl LayerNorm {
     /// `torch.nn.LayerNorm`: parameters `{name}weight` and `{name}bias`, both `[width]`.
     pub fn new(table: &mut ParamTable, name: &str, width: usize) -> Self {
         let weight = table.push(format!("{name}weight"), &[width]);
-        let bias = table.push(format!("{name}bias"), &[width]);
+        let bias = table.push_beside(format!("{name}bias"), &[width]);
         Self { gain_bias: weight.join(bias) }
     }
 

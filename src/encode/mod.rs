@@ -190,7 +190,7 @@ impl<D: Backend> Clip<D> {
         &mut self,
         device: &D,
         weights: &D::Weights,
-        images: View<'_, D, D::Act>,
+        images: View<'_, D, f32>,
         out: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
         self.images = 0;

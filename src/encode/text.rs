@@ -51,6 +51,10 @@ pub struct TextActivations<D: Device> {
     cu_seqlens: D::Buf<u32>,
     /// `[S]`.
     tokens: D::Buf<u32>,
+    /// `[S]`, positions sorted by token, on the host.
+    order_host: Vec<u32>,
+    /// `[S]`, the same on the device.
+    order: D::Buf<u32>,
     /// `[N]`, rows of the end-of-text tokens, on the host.
     end_rows_host: Vec<u32>,
     /// `[N]`, the same on the device.
@@ -85,6 +89,8 @@ impl<D: Device> TextActivations<D> {
             batch: TextBatch::default(),
             cu_seqlens: device.alloc(captions + 1)?,
             tokens: device.alloc(tokens)?,
+            order_host: Vec::with_capacity(tokens),
+            order: device.alloc(tokens)?,
             end_rows_host: Vec::with_capacity(captions),
             end_rows: device.alloc(captions)?,
             embedded: device.alloc(tokens * width)?,
@@ -190,6 +196,8 @@ impl Text {
         acts.end_rows_host.extend(captions.cu_seqlens[1..].iter().map(|end| end - 1));
         device.upload(&captions.cu_seqlens, first_mut(&mut acts.cu_seqlens, n + 1))?;
         device.upload(&captions.tokens, first_mut(&mut acts.tokens, tokens))?;
+        embedding::sort(&captions.tokens, &mut acts.order_host);
+        device.upload(&acts.order_host, first_mut(&mut acts.order, tokens))?;
         device.upload(&acts.end_rows_host, first_mut(&mut acts.end_rows, n))?;
         let cu_seqlens = first(&acts.cu_seqlens, n + 1);
         embedding::forward(
@@ -237,9 +245,9 @@ impl Text {
         let input = first(&acts.embedded, stream);
         self.transformer.backward(pass, packing, input, &mut acts.transformer, &mut d.blocks)?;
         let (shape, dembedded) = (self.embedding_shape(acts), first(&d.blocks.stream, stream));
-        let ids = first(&acts.tokens, tokens);
+        let (ids, order) = (first(&acts.tokens, tokens), first(&acts.order, tokens));
         let dtable = self.token_embedding.grad(pass.grads);
-        embedding::backward_table(device, shape, ids, dembedded, dtable)?;
+        embedding::backward_table(device, shape, ids, order, dembedded, dtable)?;
         let dpositions = self.positions.grad(pass.grads);
         embedding::backward_positions(device, shape, cu_seqlens, dembedded, dpositions)
     }

@@ -148,7 +148,7 @@ impl Vit {
     pub fn forward<D: Backend>(
         &self,
         pass: Pass<'_, D>,
-        images: View<'_, D, D::Act>,
+        images: View<'_, D, f32>,
         acts: &mut VitActivations<D>,
         out: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
@@ -213,9 +213,11 @@ impl Vit {
         let (embedded, dstream) = (first(&acts.embedded, stream), first(&d.blocks.stream, stream));
         self.ln_pre.backward(pass, embedded, &acts.ln_pre, dstream, dembedded)?;
         let dpatches = first_mut(&mut d.dpatches, patches * width);
-        let dclass_dpositions = self.class.join(self.positions).grad(pass.grads);
-        let dembedded = first(&d.dembedded, stream);
-        patch_embedding::backward(device, shape, dembedded, dpatches, dclass_dpositions)?;
+        let (dembedded, dpositions) =
+            (first(&d.dembedded, stream), self.positions.grad(pass.grads));
+        patch_embedding::backward(device, shape, dembedded, dpatches, dpositions)?;
+        let dclass = self.class.grad(pass.grads);
+        patch_embedding::backward_class(device, shape, dembedded, dclass)?;
         let unfolded = first(&acts.unfolded, patches * shape.patch_values());
         self.conv1.backward(pass, unfolded, first(&d.dpatches, patches * width), None)
     }

@@ -116,7 +116,7 @@ impl ZeroShot {
             self.classifier(device, model, weights)?.into_iter().map(D::Acc::from_f64).collect();
         let classifier = device.weights(&vectors)?;
         let pixels = 3 * self.loader.config().transform.image_size.pow(2);
-        let mut images = device.alloc::<D::Act>(chunk * pixels)?;
+        let mut images = device.alloc::<f32>(chunk * pixels)?;
         let mut features = device.alloc::<D::Act>(chunk * width)?;
         let mut logits = device.alloc::<D::Act>(chunk * classes)?;
         let mut counts = [0u64; 2];
@@ -127,7 +127,7 @@ impl ZeroShot {
             let parts = batch.images.chunks(chunk * pixels).zip(batch.labels.chunks(chunk));
             for (part, labels) in parts {
                 let n = labels.len();
-                device.upload_act(part, ViewMut::of(&mut images, 0..n * pixels))?;
+                device.upload(part, ViewMut::of(&mut images, 0..n * pixels))?;
                 let input = View::of(&images, 0..n * pixels);
                 let out = ViewMut::of(&mut features, 0..n * width);
                 model.encode_image(device, weights, input, out)?;

@@ -25,32 +25,38 @@ impl DecayRule {
 }
 
 /// Parameters updated with the same numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     /// Whether they belong to the text tower.
     pub text: bool,
     /// Whether they decay.
     pub decays: bool,
-    /// Where they lie; neighbours are joined, as the update does not look across parameters.
-    pub slots: Vec<Slot>,
 }
 
-/// The groups of a model, none empty.
-pub(super) fn groups(table: &ParamTable, rule: DecayRule) -> Vec<Group> {
-    let kinds = [(false, true), (false, false), (true, true), (true, false)];
-    let mut groups = kinds.map(|(text, decays)| Group { text, decays, slots: Vec::new() });
+/// All there can be.
+pub(super) const GROUPS: [Group; 4] = [
+    Group { text: false, decays: true },
+    Group { text: false, decays: false },
+    Group { text: true, decays: true },
+    Group { text: true, decays: false },
+];
+
+/// For every [`Slot::ALIGN`] elements of the flat buffers the place of their group in [`GROUPS`].
+///
+/// Panics where parameters of two groups share such a block: the table's author put them beside
+/// each other.
+pub(super) fn group_map(table: &ParamTable, rule: DecayRule) -> Vec<u32> {
+    let mut map = vec![None; table.len() / Slot::ALIGN];
     for param in table.iter() {
-        let kind = (param.tower() == Tower::Text, rule.decays(param));
-        let group = groups.iter_mut().find(|g| (g.text, g.decays) == kind);
-        let group = group.expect("all four kinds are there");
-        match group.slots.last_mut() {
-            Some(last) if last.offset + last.len == param.slot.offset => {
-                *last = last.join(param.slot)
-            }
-            _ => group.slots.push(param.slot),
+        let kind = Group { text: param.tower() == Tower::Text, decays: rule.decays(param) };
+        let group = GROUPS.iter().position(|g| *g == kind).expect("all four kinds are there");
+        let slot = param.slot.range();
+        for block in &mut map[slot.start / Slot::ALIGN..slot.end.div_ceil(Slot::ALIGN)] {
+            let before = *block.get_or_insert(group as u32);
+            assert_eq!(before, group as u32, "{} lies beside another group's", param.name);
         }
     }
-    groups.into_iter().filter(|g| !g.slots.is_empty()).collect()
+    map.into_iter().map(|group| group.expect("every block is a parameter's")).collect()
 }
 
 #[cfg(test)]
@@ -90,22 +96,26 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_joined_and_nothing_is_lost() {
-        let table = table(&[
-            ("visual.a", &[2, 2]),
-            ("visual.b", &[3, 1]),
-            ("visual.b.bias", &[3]),
+    fn every_block_has_the_group_of_its_parameter() {
+        let mut table = table(&[
+            ("visual.a", &[13, 10]),
+            ("visual.b", &[4, 16]),
+            ("visual.b.bias", &[1]),
             ("text_projection", &[2, 2]),
-            ("logit_scale", &[]),
         ]);
-        let slots = |text, decays| {
-            let groups = groups(&table, DecayRule::ByShape);
-            let group = groups.into_iter().find(|g| (g.text, g.decays) == (text, decays));
-            group.map(|g| g.slots.iter().map(|s| (s.offset, s.len)).collect::<Vec<_>>())
-        };
-        assert_eq!(slots(false, true), Some(vec![(0, 7)]));
-        assert_eq!(slots(false, false), Some(vec![(7, 3), (14, 1)]));
-        assert_eq!(slots(true, true), Some(vec![(10, 4)]));
-        assert_eq!(slots(true, false), None);
+        table.push("ln_final.weight", &[63]);
+        table.push_beside("ln_final.bias", &[63]);
+        table.push("logit_scale", &[]);
+        let expected = [0, 0, 0, 0, 1, 2, 3, 3, 1];
+        assert_eq!(group_map(&table, DecayRule::ByShape), expected);
+        assert_eq!(table.len(), 64 * expected.len());
+    }
+
+    #[test]
+    #[should_panic(expected = "visual.b lies beside another group's")]
+    fn two_groups_in_one_block_are_a_mistake() {
+        let mut table = table(&[("visual.a", &[2])]);
+        table.push_beside("visual.b", &[2, 2]);
+        group_map(&table, DecayRule::ByShape);
     }
 }

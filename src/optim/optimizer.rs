@@ -1,8 +1,8 @@
 //! AdamW over all parameters of a model.
 
 use super::DecayRule;
-use super::groups::{Group, groups};
-use crate::backend::ops::adamw::{AdamWStep, adamw};
+use super::groups::{GROUPS, Group, group_map};
+use crate::backend::ops::adamw::{AdamWStep, RATES, adamw};
 use crate::backend::ops::grad_norm::grad_norm;
 use crate::backend::{Backend, Float, View, ViewMut};
 use crate::error::{Error, Result};
@@ -98,7 +98,10 @@ struct Steps {
 pub struct Optimizer<D: Backend> {
     table: ParamTable,
     options: AdamWOptions,
-    groups: Vec<Group>,
+    /// A group for every block of the flat buffers.
+    group: D::Buf<u32>,
+    /// `[groups, RATES]`.
+    rates: D::Buf<D::Acc>,
     exp_avg: D::Buf<D::Acc>,
     exp_avg_sq: D::Buf<D::Acc>,
     norm: D::Buf<D::Acc>,
@@ -123,7 +126,8 @@ impl<D: Backend> Optimizer<D> {
         Ok(Self {
             table: table.clone(),
             options,
-            groups: groups(table, rule),
+            group: device.buffer(&group_map(table, rule))?,
+            rates: device.alloc(GROUPS.len() * RATES)?,
             exp_avg: device.alloc(table.len())?,
             exp_avg_sq: device.alloc(table.len())?,
             norm: device.alloc(1)?,
@@ -150,21 +154,20 @@ impl<D: Backend> Optimizer<D> {
         steps.image += 1;
         steps.text += u64::from(text == TextUpdate::Train);
         grad_norm(device, View::all(grads), ViewMut::all(&mut self.norm))?;
-        for group in &self.groups {
-            if group.text && text == TextUpdate::Freeze {
-                continue;
-            }
-            adamw(
-                device,
-                self.numbers(group, lr, steps),
-                &group.slots,
-                View::all(grads),
-                View::all(&self.norm),
-                weights,
-                ViewMut::all(&mut self.exp_avg),
-                ViewMut::all(&mut self.exp_avg_sq),
-            )?;
-        }
+        let rates = GROUPS.map(|group| self.rates(group, lr, steps, text));
+        let rates: [D::Acc; GROUPS.len() * RATES] =
+            std::array::from_fn(|i| D::Acc::from_f64(rates[i / RATES][i % RATES]));
+        device.upload(&rates, ViewMut::all(&mut self.rates))?;
+        adamw(
+            device,
+            View::all(&self.rates),
+            View::all(&self.group),
+            View::all(grads),
+            View::all(&self.norm),
+            weights,
+            ViewMut::all(&mut self.exp_avg),
+            ViewMut::all(&mut self.exp_avg_sq),
+        )?;
         let mut norm = [D::Acc::default()];
         device.download(View::all(&self.norm), &mut norm)?;
         let norm = norm[0].to_f64();
@@ -174,9 +177,12 @@ impl<D: Backend> Optimizer<D> {
         Ok(norm)
     }
 
-    fn numbers(&self, group: &Group, lr: f64, steps: Steps) -> AdamWStep {
+    fn rates(&self, group: Group, lr: f64, steps: Steps, text: TextUpdate) -> [f64; RATES] {
+        if group.text && text == TextUpdate::Freeze {
+            return AdamWStep::FROZEN;
+        }
         let AdamWOptions { beta1, beta2, eps, weight_decay, grad_clip_norm, .. } = self.options;
-        AdamWStep {
+        let step = AdamWStep {
             lr,
             beta1,
             beta2,
@@ -184,7 +190,8 @@ impl<D: Backend> Optimizer<D> {
             weight_decay: if group.decays { weight_decay } else { 0.0 },
             step: if group.text { steps.text } else { steps.image },
             max_norm: grad_clip_norm,
-        }
+        };
+        step.rates()
     }
 
     /// Adds the moments to `state`, as `optimizer.exp_avg.<parameter>` and
@@ -212,11 +219,12 @@ impl<D: Backend> Optimizer<D> {
     /// [`Error::Format`] where a part is missing or of another shape. Nothing has changed then.
     pub fn load(&mut self, device: &D, state: &State, path: &Path) -> Result<()> {
         let moment = |name: &str| -> Result<Vec<D::Acc>> {
-            let mut host = Vec::with_capacity(self.table.len());
+            let mut host = vec![D::Acc::default(); self.table.len()];
             for param in self.table.iter() {
                 let name = format!("optimizer.{name}.{}", param.name);
                 let values = state.tensor(path, &name, &param.shape)?;
-                host.extend(values.iter().map(|&x| D::Acc::from_f64(f64::from(x))));
+                let to = &mut host[param.slot.range()];
+                to.iter_mut().zip(values).for_each(|(to, &x)| *to = D::Acc::from_f64(x.into()));
             }
             Ok(host)
         };

@@ -73,7 +73,7 @@ pub struct Trainer<D: Backend, C: Communicator<D>> {
     logit_scale: LogitScale,
     pool: Option<CaptionPool<D>>,
     /// Pictures and captions of one pass.
-    pixels: D::Buf<D::Act>,
+    pixels: D::Buf<f32>,
     captions: PackedTokens,
     /// `[N, D]` raw features and their gradients.
     image: Features<D>,
@@ -208,7 +208,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     fn forward_image(&mut self, batch: &Batch, part: usize) -> Result<()> {
         let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
         let pixels = &batch.images[part * self.pixels_per_pass()..][..self.pixels_per_pass()];
-        self.device.upload_act(pixels, ViewMut::all(&mut self.pixels))?;
+        self.device.upload(pixels, ViewMut::all(&mut self.pixels))?;
         let images = View::all(&self.pixels);
         let out = ViewMut::of(&mut self.image.raw, part * n * width..(part + 1) * n * width);
         self.model.encode_image(&self.device, &self.weights, images, out)
@@ -348,10 +348,11 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// # Errors
     /// [`crate::Error::Format`] where a tensor or field is missing or of another size.
     pub fn load(&mut self, state: &State, path: &Path) -> Result<()> {
-        let mut values = Vec::with_capacity(self.model.params().len());
+        let mut values = vec![D::Acc::default(); self.model.params().len()];
         for param in self.model.params().iter() {
             let tensor = state.tensor(path, &param.name, &param.shape)?;
-            values.extend(tensor.iter().map(|&x| D::Acc::from_f64(f64::from(x))));
+            let to = &mut values[param.slot.range()];
+            to.iter_mut().zip(tensor).for_each(|(to, &x)| *to = D::Acc::from_f64(x.into()));
         }
         self.optimizer.load(&self.device, state, path)?;
         if let Some(pool) = &mut self.pool {

@@ -4,6 +4,7 @@
 
 pub mod alloc;
 pub mod bound;
+pub mod flat;
 pub mod golden;
 pub mod shards;
 pub mod threads_comm;

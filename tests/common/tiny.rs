@@ -3,7 +3,7 @@
 
 use super::golden;
 use roclip::encode::ClipConfig;
-use roclip::flow::{Param, ParamTable};
+use roclip::flow::ParamTable;
 
 fn splitmix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -25,13 +25,14 @@ pub fn tiny(quick_gelu: bool) -> ClipConfig {
     ClipConfig { quick_gelu, ..config }
 }
 
-/// Its weights.
+/// Its weights, as a flat buffer.
 pub fn tiny_weights(table: &ParamTable) -> Vec<f64> {
-    let tensor = |(stream, param): (usize, &Param)| {
+    let mut weights = vec![0.0; table.len()];
+    for (stream, param) in table.iter().enumerate() {
         let gain = param.name.contains("ln_") && param.name.ends_with("weight");
         let base = if gain { 1.0 } else { 0.0 };
-        let values = noise(stream as u64, param.slot.len);
-        values.into_iter().map(move |v| base + 0.5 * v).collect::<Vec<_>>()
-    };
-    table.iter().enumerate().flat_map(tensor).collect()
+        let values = noise(stream as u64, param.slot.len).into_iter().map(|v| base + 0.5 * v);
+        weights[param.slot.range()].iter_mut().zip(values).for_each(|(to, v)| *to = v);
+    }
+    weights
 }

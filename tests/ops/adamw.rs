@@ -1,7 +1,7 @@
 //! `adamw` against `torch.optim.AdamW` with `clip_grad_norm_`: three steps, two groups.
 
 use super::*;
-use roclip::backend::ops::adamw::{AdamWStep, adamw, clamp};
+use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw, clamp};
 
 fn step(number: u64, weight_decay: f64) -> AdamWStep {
     AdamWStep {
@@ -15,59 +15,103 @@ fn step(number: u64, weight_decay: f64) -> AdamWStep {
     }
 }
 
+/// Rows of rates on a device.
+fn rates<D: Backend>(device: &D, rows: &[[f64; RATES]]) -> D::Buf<D::Acc> {
+    buffer(device, &rows.concat())
+}
+
+/// Where the golden file's 131 parameters lie: 70 that decay, over two blocks, and 61.
+const SLOTS: [Slot; 2] = [Slot { offset: 0, len: 70 }, Slot { offset: 128, len: 61 }];
+/// Elements of the flat buffers: the last block is not whole.
+const P: usize = 189;
+
 fn agrees_with_torch<D: Backend>(device: &D) {
     let golden = Golden::open("ops_adamw");
-    let p = golden.f64("start").len();
-    let start: Vec<_> = golden.f64("start").into_iter().map(D::Acc::from_f64).collect();
+    let spread = |tensor: &str| {
+        let (mut flat, values) = (vec![0.0; P], golden.f64(tensor));
+        flat[SLOTS[0].range()].copy_from_slice(&values[..70]);
+        flat[SLOTS[1].range()].copy_from_slice(&values[70..]);
+        flat
+    };
+    let packed = |flat: &[D::Acc]| [&flat[SLOTS[0].range()], &flat[SLOTS[1].range()]].concat();
+    let start: Vec<_> = spread("start").into_iter().map(D::Acc::from_f64).collect();
     let mut weights = device.weights(&start).unwrap();
-    let (mut m, mut v) = (device.alloc(p).unwrap(), device.alloc(p).unwrap());
-    // slots need not be whole groups, nor in order
-    let decay = [Slot { offset: 7, len: 63 }, Slot { offset: 0, len: 7 }];
-    let rest = [Slot { offset: 70, len: 61 }];
+    let (mut m, mut v) = (device.alloc(P).unwrap(), device.alloc(P).unwrap());
+    let group = device.buffer(&[2, 2, 0]).unwrap();
     for number in 1..=3 {
-        let grads: D::Buf<D::Acc> = buffer(device, &golden.f64(&format!("grads{number}")));
+        let grads: D::Buf<D::Acc> = buffer(device, &spread(&format!("grads{number}")));
         let norm: D::Buf<D::Acc> = buffer(device, &golden.f64(&format!("norm{number}")));
-        for (slots, weight_decay) in [(&decay[..], 0.2), (&rest[..], 0.0)] {
-            let step = step(number, weight_decay);
-            let (m, v) = (ViewMut::all(&mut m), ViewMut::all(&mut v));
-            let from = (View::all(&grads), View::all(&norm));
-            adamw(device, step, slots, from.0, from.1, &mut weights, m, v).unwrap();
-        }
+        let rows = [step(number, 0.0).rates(), AdamWStep::FROZEN, step(number, 0.2).rates()];
+        let (rates, group) = (rates(device, &rows), View::all(&group));
+        let (m, v) = (ViewMut::all(&mut m), ViewMut::all(&mut v));
+        let from = (View::all(&grads), View::all(&norm));
+        adamw(device, View::all(&rates), group, from.0, from.1, &mut weights, m, v).unwrap();
     }
-    let mut got = vec![D::Acc::default(); p];
-    device.read_weights(&weights, Slot { offset: 0, len: p }, &mut got).unwrap();
-    bound::close(&golden, "weights", 0.0, &got);
-    bound::close(&golden, "exp_avg", 0.0, &device.to_vec(View::<D, D::Acc>::all(&m)).unwrap());
-    bound::close(&golden, "exp_avg_sq", 0.0, &device.to_vec(View::<D, D::Acc>::all(&v)).unwrap());
+    let mut got = vec![D::Acc::default(); P];
+    device.read_weights(&weights, Slot { offset: 0, len: P }, &mut got).unwrap();
+    let (m, v) =
+        (device.to_vec(View::<D, _>::all(&m)).unwrap(), device.to_vec(View::<D, _>::all(&v)));
+    let v = v.unwrap();
+    bound::close(&golden, "weights", 0.0, &packed(&got));
+    bound::close(&golden, "exp_avg", 0.0, &packed(&m));
+    bound::close(&golden, "exp_avg_sq", 0.0, &packed(&v));
+    for between in [got, m, v] {
+        assert!(between[70..128].iter().all(|&x| x == D::Acc::default()), "zeros stay zero");
+    }
 }
 on_every_device!(agrees_with_torch);
 
-fn changes_nothing_outside_slots_or_without_a_finite_norm<D: Backend>(device: &D) {
-    let values: Vec<_> = (1..=9).map(|x| D::Acc::from_f64(f64::from(x))).collect();
-    for (norm, slot, changed) in [
-        (f64::NAN, Slot { offset: 0, len: 9 }, 0..0),
-        (f64::INFINITY, Slot { offset: 0, len: 9 }, 0..0),
-        (2.0, Slot { offset: 2, len: 5 }, 2..7),
+/// Blocks of a group that is not updated stay, in all three buffers; everything does where the norm
+/// is not finite. The last block is not whole.
+fn changes_nothing_frozen_or_without_a_finite_norm<D: Backend>(device: &D) {
+    let p = 3 * Slot::ALIGN - 5;
+    let values: Vec<_> = (1..=p).map(|x| D::Acc::from_f64(x as f64)).collect();
+    for (norm, groups, changed) in [
+        (f64::NAN, [1, 1, 1], 0..0),
+        (f64::INFINITY, [1, 1, 1], 0..0),
+        (2.0, [0, 1, 0], 64..128),
+        (2.0, [1, 0, 0], 0..64),
+        (2.0, [0, 0, 1], 128..p),
     ] {
         let mut weights = device.weights(&values).unwrap();
         let (grads, norm) = (device.buffer(&values).unwrap(), buffer::<D, D::Acc>(device, &[norm]));
         let (mut m, mut v) = (device.buffer(&values).unwrap(), device.buffer(&values).unwrap());
         let moments = (ViewMut::all(&mut m), ViewMut::all(&mut v));
         let from = (View::all(&grads), View::all(&norm));
-        let step = step(1, 0.1);
-        adamw(device, step, &[slot], from.0, from.1, &mut weights, moments.0, moments.1).unwrap();
+        // The gradients equal the first moments, so only clipping moves them.
+        let clipping = AdamWStep { max_norm: Some(1.0), ..step(1, 0.1) };
+        let rates = rates(device, &[AdamWStep::FROZEN, clipping.rates()]);
+        let (rates, group) = (View::all(&rates), device.buffer(&groups).unwrap());
+        let group = View::all(&group);
+        adamw(device, rates, group, from.0, from.1, &mut weights, moments.0, moments.1).unwrap();
         let mut got = values.clone();
-        device.read_weights(&weights, Slot { offset: 0, len: 9 }, &mut got).unwrap();
+        device.read_weights(&weights, Slot { offset: 0, len: p }, &mut got).unwrap();
         let moments =
             [device.to_vec(View::all(&m)).unwrap(), device.to_vec(View::all(&v)).unwrap()];
-        for i in 0..9 {
-            assert_eq!(got[i] != values[i], changed.contains(&i), "weight {i}");
-            // the gradients equal the first moments, so only clipping moves them
-            assert_eq!(moments[1][i] != values[i], changed.contains(&i) && i > 0, "moment {i}");
+        for i in 0..p {
+            for (what, now) in [("weight", &got), ("exp_avg", &moments[0])] {
+                assert_eq!(now[i] != values[i], changed.contains(&i), "{what} {i}");
+            }
+            // (1 − β₂)·g²/4 comes and (1 − β₂)·v goes: nearly equal where g = v = 4
+            let moved = moments[1][i] != values[i];
+            assert!(moved == changed.contains(&i) || i == 3, "exp_avg_sq {i}");
         }
     }
 }
-on_every_device!(changes_nothing_outside_slots_or_without_a_finite_norm);
+on_every_device!(changes_nothing_frozen_or_without_a_finite_norm);
+
+/// Constants are worked out in double precision, by hand here.
+#[test]
+fn rates_are_the_formulas_constants() {
+    let rates = AdamWStep { max_norm: None, ..step(2, 0.5) }.rates();
+    let expected =
+        [0.9, 0.1, 0.98, 0.02, 0.995, 0.01 / 0.19, 1.0 / 0.0396f64.sqrt(), 1e-6, 1.0, 0.0, 0.0];
+    assert_eq!(rates[0], f64::INFINITY);
+    for (got, want) in rates[1..].iter().zip(expected) {
+        assert!((got - want).abs() <= 8.0 * f64::EPSILON * want, "{rates:?}");
+    }
+    assert_eq!(step(1, 0.0).rates()[0], 5.0);
+}
 
 fn clamps<D: Backend>(device: &D) {
     let values = [-5.0, -5.0, 0.5, 5.0, 5.0].map(D::Acc::from_f64);
@@ -84,18 +128,20 @@ on_every_device!(clamps);
 #[test]
 fn refuses_what_does_not_fit() {
     let device = Cpu::<f32>::new(1).unwrap();
-    let call = |step, slot: Slot, norm: usize, moments: usize| {
-        let (grads, norm) = (vec![0.0; 5], vec![0.0; norm]);
-        let (mut weights, mut m, mut v) = (vec![0.0; 5], vec![0.0; moments], vec![0.0; 5]);
+    let call = |rates: usize, group: usize, norm: usize, moments: usize| {
+        let (grads, norm) = (vec![0.0; 65], vec![0.0; norm]);
+        let (rates, group) = (vec![0.0; rates], vec![0; group]);
+        let (mut weights, mut m, mut v) = (vec![0.0; 65], vec![0.0; moments], vec![0.0; 65]);
         let (m, v) = (ViewMut::all(&mut m), ViewMut::all(&mut v));
+        let (rates, group) = (View::all(&rates), View::all(&group));
         let from = (View::all(&grads), View::all(&norm));
-        adamw::<Cpu>(&device, step, &[slot], from.0, from.1, &mut weights, m, v)
+        adamw::<Cpu>(&device, rates, group, from.0, from.1, &mut weights, m, v)
     };
-    let slot = Slot { offset: 2, len: 3 };
-    call(step(1, 0.0), slot, 1, 5).unwrap();
-    refused(call(step(1, 0.0), slot, 1, 4), "adamw", "moments must be as grads");
-    refused(call(step(1, 0.0), slot, 2, 5), "adamw", "norm must be one value, step >= 1");
-    refused(call(step(0, 0.0), slot, 1, 5), "adamw", "norm must be one value, step >= 1");
-    let outside = Slot { offset: 3, len: 3 };
-    refused(call(step(1, 0.0), outside, 1, 5), "adamw", "slots must lie within grads");
+    call(24, 2, 1, 65).unwrap();
+    refused(call(24, 2, 1, 64), "adamw", "moments must be as grads");
+    refused(call(24, 2, 2, 65), "adamw", "norm must be one value");
+    refused(call(23, 2, 1, 65), "adamw", "rates must be [groups, 12]");
+    refused(call(0, 2, 1, 65), "adamw", "rates must be [groups, 12]");
+    refused(call(24, 1, 1, 65), "adamw", "group must be [ceil(P/64)]");
+    refused(call(24, 3, 1, 65), "adamw", "group must be [ceil(P/64)]");
 }

@@ -23,7 +23,10 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         c.close::<D::Act>("out", &out);
 
         let mut dtable = filled::<D, D::Acc>(device, START, vocab * width);
-        embedding::backward_table(device, shape, tokens, dout, ViewMut::all(&mut dtable)).unwrap();
+        let (mut order, to) = (Vec::new(), ViewMut::all(&mut dtable));
+        embedding::sort(&c.index("tokens"), &mut order);
+        let order = device.buffer(&order).unwrap();
+        embedding::backward_table(device, shape, tokens, View::all(&order), dout, to).unwrap();
         c.added("dtable", &device.to_vec::<D::Acc>(View::all(&dtable)).unwrap());
 
         let mut dpositions = filled::<D, D::Acc>(device, START, context * width);
@@ -33,6 +36,17 @@ fn agrees_with_torch<D: Backend>(device: &D) {
     }
 }
 on_every_device!(agrees_with_torch);
+
+/// Against the definition: the position with the k-th smallest (token, position).
+#[test]
+fn the_order_is_by_token_then_by_position() {
+    let tokens = [5, 0, 5, 49_407, 0, 5, 3];
+    let mut order = vec![9; 2];
+    embedding::sort(&tokens, &mut order);
+    assert_eq!(order, [1, 4, 6, 0, 2, 5, 3]);
+    embedding::sort(&[], &mut order);
+    assert!(order.is_empty());
+}
 
 #[test]
 fn refuses_what_does_not_fit() {
@@ -54,4 +68,17 @@ fn refuses_what_does_not_fit() {
     refused(call([3, 5, 20, 12, 15]), op, "the table must be [V, C]");
     refused(call([3, 5, 21, 13, 15]), op, "positions must be [context, C]");
     refused(call([3, 5, 21, 12, 16]), op, "out must be [S, C]");
+
+    let call = |[tokens, order, dout, dtable]: [usize; 4]| {
+        let (tokens, order) = (vec![0; tokens], vec![0; order]);
+        let (dout, mut dtable) = (vec![0.0; dout], vec![0.0; dtable]);
+        let (from, to) = ((View::all(&tokens), View::all(&order)), ViewMut::all(&mut dtable));
+        embedding::backward_table::<Cpu>(&device, shape, from.0, from.1, View::all(&dout), to)
+    };
+    let op = "embedding::backward_table";
+    call([5, 5, 15, 21]).unwrap();
+    refused(call([4, 5, 15, 21]), op, "tokens must be [S]");
+    refused(call([5, 4, 15, 21]), op, "order must be [S]");
+    refused(call([5, 5, 14, 21]), op, "out must be [S, C]");
+    refused(call([5, 5, 15, 24]), op, "the table must be [V, C]");
 }

@@ -10,7 +10,7 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         let ([images, _, side, _], [_, _, width]) = (c.dims("images"), c.dims("patches"));
         let shape = PatchShape { images, side, patch: c.index("patch")[0] as usize, width };
         let mut unfolded = c.poison("unfolded");
-        let pictures = c.act("images");
+        let pictures: D::Buf<f32> = buffer(device, &c.values("images"));
         let to = ViewMut::all(&mut unfolded);
         patch_embedding::unfold(device, shape, View::all(&pictures), to).unwrap();
         assert_eq!(read::<D, D::Act>(device, &unfolded), c.values("unfolded"));
@@ -24,13 +24,16 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         c.close::<D::Act>("out", &out);
 
         let mut dpatches = c.poison("dpatches");
-        let mut dtables = filled::<D, D::Acc>(device, START, (1 + shape.tokens()) * width);
-        let to = (ViewMut::all(&mut dpatches), ViewMut::all(&mut dtables));
+        let mut dpositions = filled::<D, D::Acc>(device, START, shape.tokens() * width);
+        let to = (ViewMut::all(&mut dpatches), ViewMut::all(&mut dpositions));
         patch_embedding::backward(device, shape, View::all(&dout), to.0, to.1).unwrap();
         c.close::<D::Act>("dpatches", &dpatches);
-        let dtables = device.to_vec::<D::Acc>(View::all(&dtables)).unwrap();
-        c.added("dclass_", &dtables[..width]);
-        c.added("dpositions", &dtables[width..]);
+        c.added("dpositions", &device.to_vec::<D::Acc>(View::all(&dpositions)).unwrap());
+
+        let mut dclass = filled::<D, D::Acc>(device, START, width);
+        let to = ViewMut::all(&mut dclass);
+        patch_embedding::backward_class(device, shape, View::all(&dout), to).unwrap();
+        c.added("dclass_", &device.to_vec::<D::Acc>(View::all(&dclass)).unwrap());
     }
 }
 on_every_device!(agrees_with_torch);
@@ -67,4 +70,28 @@ fn refuses_what_does_not_fit() {
     let rule = "class must be [C], positions [patches + 1, C]";
     refused(call(24, 4, 15, 30), op, rule);
     refused(call(24, 3, 12, 30), op, rule);
+
+    let call = |dout: usize, dpatches: usize, dpositions: usize| {
+        let (dout, mut dpatches, mut to) =
+            (vec![0.0; dout], vec![0.0; dpatches], vec![0.0; dpositions]);
+        let to = (ViewMut::all(&mut dpatches), ViewMut::all(&mut to));
+        patch_embedding::backward::<Cpu>(&device, shape, View::all(&dout), to.0, to.1)
+    };
+    let op = "patch_embedding::backward";
+    call(30, 24, 15).unwrap();
+    refused(call(31, 24, 15), op, "tokens must be [N, patches + 1, C]");
+    refused(call(30, 23, 15), op, "patches must be [N, patches, C]");
+    refused(call(30, 24, 18), op, "dpositions must be [patches + 1, C]");
+
+    let call = |shape: PatchShape, dout: usize, dclass: usize| {
+        let (dout, mut dclass) = (vec![0.0; dout], vec![0.0; dclass]);
+        let to = ViewMut::all(&mut dclass);
+        patch_embedding::backward_class::<Cpu>(&device, shape, View::all(&dout), to)
+    };
+    let op = "patch_embedding::backward_class";
+    call(shape, 30, 3).unwrap();
+    refused(call(shape, 31, 3), op, "tokens must be [N, patches + 1, C]");
+    refused(call(shape, 30, 4), op, "dclass must be [C]");
+    let empty = PatchShape { patch: 0, ..shape };
+    refused(call(empty, 30, 3), op, "every extent must be at least 1");
 }

@@ -1,20 +1,20 @@
-//! `adamw` on the CPU: one pass over each slot.
+//! `adamw` on the CPU: one pass over all parameters, group by group.
 
 use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
-use crate::backend::ops::adamw::{AdamW, AdamWStep};
+use crate::backend::ops::adamw::{AdamW, RATES};
 use crate::backend::{Slot, View, ViewMut};
 use crate::error::Result;
 use rayon::prelude::*;
 
-/// Parameters of one task.
+/// Parameters of one task, a multiple of [`Slot::ALIGN`].
 const BLOCK: usize = 1 << 14;
 
 impl<F: CpuFloat> AdamW for Cpu<F> {
     fn adamw(
         &self,
-        step: AdamWStep,
-        slots: &[Slot],
+        rates: View<'_, Self, F>,
+        group: View<'_, Self, u32>,
         grads: View<'_, Self, F>,
         norm: View<'_, Self, F>,
         weights: &mut Vec<F>,
@@ -25,21 +25,24 @@ impl<F: CpuFloat> AdamW for Cpu<F> {
         if !norm.is_finite() {
             return Ok(());
         }
-        let rates = Rates::new(step, norm);
-        let (grads, exp_avg, exp_avg_sq) =
-            (grads.slice(), exp_avg.slice_mut(), exp_avg_sq.slice_mut());
+        let (rates, grads) = (rates.slice().as_chunks::<RATES>().0, grads.slice());
+        let (exp_avg, exp_avg_sq) = (exp_avg.slice_mut(), exp_avg_sq.slice_mut());
         self.run(|| {
-            for slot in slots {
-                let weights = weights[slot.range()].par_chunks_mut(BLOCK);
-                let moments = exp_avg[slot.range()]
-                    .par_chunks_mut(BLOCK)
-                    .zip(exp_avg_sq[slot.range()].par_chunks_mut(BLOCK));
-                let grads = grads[slot.range()].par_chunks(BLOCK);
-                weights
-                    .zip(moments)
-                    .zip(grads)
-                    .for_each(|((w, (m, v)), g)| update(&rates, w, m, v, g));
-            }
+            let moments = exp_avg.par_chunks_mut(BLOCK).zip(exp_avg_sq.par_chunks_mut(BLOCK));
+            let blocks = weights.par_chunks_mut(BLOCK).zip(moments).zip(grads.par_chunks(BLOCK));
+            let groups = group.slice().par_chunks(BLOCK / Slot::ALIGN);
+            blocks.zip(groups).for_each(|(((w, (m, v)), g), groups)| {
+                let mut start = 0;
+                for run in groups.chunk_by(|a, b| a == b) {
+                    let here = start..g.len().min(start + run.len() * Slot::ALIGN);
+                    start = here.end;
+                    if let Some(rates) = Rates::new(&rates[run[0] as usize], norm) {
+                        let (w, m, v) =
+                            (&mut w[here.clone()], &mut m[here.clone()], &mut v[here.clone()]);
+                        update(&rates, w, m, v, &g[here]);
+                    }
+                }
+            });
         });
         Ok(())
     }
@@ -58,7 +61,7 @@ impl<F: CpuFloat> AdamW for Cpu<F> {
     }
 }
 
-/// The numbers of a step, as the update uses them.
+/// The numbers of a group, as the update uses them.
 struct Rates<F> {
     clip: F,
     beta1: F,
@@ -72,20 +75,19 @@ struct Rates<F> {
 }
 
 impl<F: CpuFloat> Rates<F> {
-    fn new(s: AdamWStep, norm: f64) -> Self {
-        let f = F::from_f64;
-        let correction = |beta: f64| 1.0 - beta.powf(s.step as f64);
-        Self {
-            clip: f(s.max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0))),
-            beta1: f(s.beta1),
-            one_minus_beta1: f(1.0 - s.beta1),
-            beta2: f(s.beta2),
-            one_minus_beta2: f(1.0 - s.beta2),
-            keep: f(1.0 - s.lr * s.weight_decay),
-            step_size: f(s.lr / correction(s.beta1)),
-            inv_root_correction: f(1.0 / correction(s.beta2).sqrt()),
-            eps: f(s.eps),
-        }
+    /// Those of a row of the rates; `None` where the group is not updated.
+    fn new(row: &[F; RATES], norm: f64) -> Option<Self> {
+        (row[9] != F::ZERO).then(|| Self {
+            clip: F::from_f64((row[0].to_f64() / (norm + 1e-6)).min(1.0)),
+            beta1: row[1],
+            one_minus_beta1: row[2],
+            beta2: row[3],
+            one_minus_beta2: row[4],
+            keep: row[5],
+            step_size: row[6],
+            inv_root_correction: row[7],
+            eps: row[8],
+        })
     }
 }
 

@@ -1,5 +1,6 @@
-//! `embedding` on the CPU. In the backward every task owns some rows of a table and looks through
-//! all tokens for them: no two tasks write one row, and the order of the additions is the tokens'.
+//! `embedding` on the CPU. In the backward every task owns some rows of a table and finds their
+//! tokens side by side in the order: no two tasks write one row, and additions are in the order of
+//! the tokens.
 
 use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
@@ -43,20 +44,22 @@ impl<F: CpuFloat> Embedding for Cpu<F> {
         &self,
         shape: EmbeddingShape,
         tokens: View<'_, Self, u32>,
+        order: View<'_, Self, u32>,
         dout: View<'_, Self, F>,
         dtable: ViewMut<'_, Self, F>,
     ) -> Result<()> {
-        let (tokens, dout, dtable) = (tokens.slice(), dout.slice(), dtable.slice_mut());
+        let (tokens, order) = (tokens.slice(), order.slice());
+        let (dout, dtable) = (dout.slice(), dtable.slice_mut());
         let (width, rows) = (shape.width, shape.vocab.div_ceil(PARTS));
+        let token = |s: u32| tokens[s as usize] as usize;
         self.run(|| {
             dtable.par_chunks_mut(rows * width).enumerate().for_each(|(part, dtable)| {
                 let first = part * rows;
-                let mine = first..first + dtable.len() / width;
-                for (&token, dout) in tokens.iter().zip(dout.chunks_exact(width)) {
-                    let token = token as usize;
-                    if mine.contains(&token) {
-                        add(dout, &mut dtable[(token - first) * width..][..width]);
-                    }
+                let end = first + dtable.len() / width;
+                let before = |row: usize| order.partition_point(|&s| token(s) < row);
+                for &s in &order[before(first)..before(end)] {
+                    let dout = &dout[s as usize * width..][..width];
+                    add(dout, &mut dtable[(token(s) - first) * width..][..width]);
                 }
             });
         });

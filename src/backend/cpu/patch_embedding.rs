@@ -10,7 +10,7 @@ impl<F: CpuFloat> PatchEmbedding for Cpu<F> {
     fn patch_embedding_unfold(
         &self,
         shape: PatchShape,
-        images: View<'_, Self, F>,
+        images: View<'_, Self, f32>,
         out: ViewMut<'_, Self, F>,
     ) -> Result<()> {
         let (images, out) = (images.slice(), out.slice_mut());
@@ -52,39 +52,54 @@ impl<F: CpuFloat> PatchEmbedding for Cpu<F> {
         shape: PatchShape,
         dout: View<'_, Self, F>,
         dpatches: ViewMut<'_, Self, F>,
-        dclass_dpositions: ViewMut<'_, Self, F>,
+        dpositions: ViewMut<'_, Self, F>,
     ) -> Result<()> {
         let (dout, dpatches) = (dout.slice(), dpatches.slice_mut());
-        let dtables = dclass_dpositions.slice_mut();
+        let dpositions = dpositions.slice_mut();
         let (width, image) = (shape.width, shape.tokens() * shape.width);
         self.run(|| {
             let images = dpatches.par_chunks_exact_mut(image - width);
             images.zip(dout.par_chunks_exact(image)).for_each(|(dpatches, dout)| {
                 dpatches.copy_from_slice(&dout[width..]);
             });
-            dtables.par_chunks_exact_mut(width).enumerate().for_each(|(row, dtable)| {
-                // the class's row and that of position 0 both saw the first token
-                let token = row.saturating_sub(1);
-                for dout in dout.chunks_exact(image) {
-                    let dout = &dout[token * width..][..width];
-                    dtable.iter_mut().zip(dout).for_each(|(to, &d)| *to += d);
-                }
+            dpositions.par_chunks_exact_mut(width).enumerate().for_each(|(token, dposition)| {
+                sum(shape, token, dout, dposition);
             });
         });
+        Ok(())
+    }
+
+    fn patch_embedding_backward_class(
+        &self,
+        shape: PatchShape,
+        dout: View<'_, Self, F>,
+        dclass: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        sum(shape, 0, dout.slice(), dclass.slice_mut());
         Ok(())
     }
 }
 
 /// One picture `[3, H, W]` to its patches `[patches, 3·patch²]`.
-fn unfold<F: CpuFloat>(shape: PatchShape, image: &[F], out: &mut [F]) {
+fn unfold<F: CpuFloat>(shape: PatchShape, image: &[f32], out: &mut [F]) {
     let (side, patch) = (shape.side, shape.patch);
     for (at, out) in out.chunks_exact_mut(shape.patch_values()).enumerate() {
         let (i, j) = (at / (side / patch), at % (side / patch));
         for (line, out) in out.chunks_exact_mut(patch).enumerate() {
             let (channel, y) = (line / patch, line % patch);
             let from = (channel * side + i * patch + y) * side + j * patch;
-            out.copy_from_slice(&image[from..from + patch]);
+            for (out, &pixel) in out.iter_mut().zip(&image[from..from + patch]) {
+                *out = F::from_f64(pixel.into());
+            }
         }
+    }
+}
+
+/// Adds the gradients of one token of every picture to `to`.
+fn sum<F: CpuFloat>(shape: PatchShape, token: usize, dout: &[F], to: &mut [F]) {
+    for dout in dout.chunks_exact(shape.tokens() * shape.width) {
+        let dout = &dout[token * shape.width..][..shape.width];
+        to.iter_mut().zip(dout).for_each(|(to, &d)| *to += d);
     }
 }
 

@@ -4,7 +4,10 @@ use super::require;
 use crate::backend::{Device, Slot, View, ViewMut};
 use crate::error::Result;
 
-/// One call's numbers; the same for all slots of the call.
+/// Numbers of one row of the rates of [`adamw`].
+pub const RATES: usize = 12;
+
+/// The numbers with which one group of parameters is updated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate of this step.
@@ -24,14 +27,43 @@ pub struct AdamWStep {
     pub max_norm: Option<f64>,
 }
 
+impl AdamWStep {
+    /// The row of a group that is left as it is, parameters and moments.
+    pub const FROZEN: [f64; RATES] = [0.0; RATES];
+
+    /// The row of these numbers: max_norm (infinity: no clipping), β₁, 1−β₁, β₂, 1−β₂, 1−lr·wd,
+    /// lr/(1−β₁ᵗ), 1/√(1−β₂ᵗ), ε, 1 for "is updated", and two zeros. Worked out in double
+    /// precision: a device that knew only the rounded β could not subtract it from 1.
+    ///
+    /// Panics where `step` is 0.
+    pub fn rates(&self) -> [f64; RATES] {
+        assert!(self.step >= 1, "updates count from 1");
+        let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
+        [
+            self.max_norm.unwrap_or(f64::INFINITY),
+            self.beta1,
+            1.0 - self.beta1,
+            self.beta2,
+            1.0 - self.beta2,
+            1.0 - self.lr * self.weight_decay,
+            self.lr / correction(self.beta1),
+            1.0 / correction(self.beta2).sqrt(),
+            self.eps,
+            1.0,
+            0.0,
+            0.0,
+        ]
+    }
+}
+
 /// What the device must be able to do. Call the functions of this module, which check, not these.
 pub trait AdamW: Device {
     /// See [`adamw`].
     #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
     fn adamw(
         &self,
-        step: AdamWStep,
-        slots: &[Slot],
+        rates: View<'_, Self, Self::Acc>,
+        group: View<'_, Self, u32>,
         grads: View<'_, Self, Self::Acc>,
         norm: View<'_, Self, Self::Acc>,
         weights: &mut Self::Weights,
@@ -43,15 +75,20 @@ pub trait AdamW: Device {
     fn clamp(&self, weights: &mut Self::Weights, slot: Slot, low: f64, high: f64) -> Result<()>;
 }
 
-/// Updates the parameters at `slots` in place:
+/// Updates all parameters in place:
 /// `m = β₁m + (1−β₁)g`, `v = β₂v + (1−β₂)g²`,
 /// `w = w·(1 − lr·wd) − lr · m/(1−β₁ᵗ) / (√(v/(1−β₂ᵗ)) + ε)`.
 ///
-/// | name                    | shape                      | dtype |
-/// |-------------------------|----------------------------|-------|
-/// | `grads`                 | `[P]`, all parameters      | Acc   |
-/// | `norm`                  | `[1]`, from `grad_norm`    | Acc   |
-/// | `exp_avg`, `exp_avg_sq` | `[P]`                      | Acc   |
+/// | name                    | shape                                           | dtype |
+/// |-------------------------|-------------------------------------------------|-------|
+/// | `rates`                 | `[groups, RATES]`, rows of [`AdamWStep::rates`] | Acc   |
+/// | `group`                 | `[⌈P/64⌉]`, each below `groups`                 | u32   |
+/// | `grads`                 | `[P]`, all parameters                           | Acc   |
+/// | `norm`                  | `[1]`, from `grad_norm`                         | Acc   |
+/// | `exp_avg`, `exp_avg_sq` | `[P]`                                           | Acc   |
+///
+/// Elements `64·i` to `64·i + 63` ([`Slot::ALIGN`]) are updated with row `group[i]` of `rates`.
+/// What lies between parameters may be updated with them: from zeros it stays zero.
 ///
 /// **Where `norm` is not finite, nothing changes**: neither parameters nor moments.
 /// Source: Loshchilov and Hutter 2019, in the form of `torch.optim.AdamW`.
@@ -61,8 +98,8 @@ pub trait AdamW: Device {
 #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
 pub fn adamw<D: AdamW>(
     device: &D,
-    step: AdamWStep,
-    slots: &[Slot],
+    rates: View<'_, D, D::Acc>,
+    group: View<'_, D, u32>,
     grads: View<'_, D, D::Acc>,
     norm: View<'_, D, D::Acc>,
     weights: &mut D::Weights,
@@ -73,12 +110,12 @@ pub fn adamw<D: AdamW>(
     require(op, exp_avg.len == p && exp_avg_sq.len == p, "moments must be as grads", || {
         format!("{}, {}, {p}", exp_avg.len, exp_avg_sq.len)
     })?;
-    require(op, norm.len == 1 && step.step >= 1, "norm must be one value, step >= 1", || {
-        format!("{}, {}", norm.len, step.step)
-    })?;
-    let inside = slots.iter().all(|s| s.offset + s.len <= p);
-    require(op, inside, "slots must lie within grads", || format!("{p}"))?;
-    device.adamw(step, slots, grads, norm, weights, exp_avg, exp_avg_sq)
+    require(op, norm.len == 1, "norm must be one value", || format!("{}", norm.len))?;
+    let rows = rates.len > 0 && rates.len.is_multiple_of(RATES);
+    require(op, rows, "rates must be [groups, 12]", || format!("{}", rates.len))?;
+    let blocks = group.len == p.div_ceil(Slot::ALIGN);
+    require(op, blocks, "group must be [ceil(P/64)]", || format!("{}, {p}", group.len))?;
+    device.adamw(rates, group, grads, norm, weights, exp_avg, exp_avg_sq)
 }
 
 /// Limits the parameters at `slot` to `[low, high]`.

@@ -37,6 +37,7 @@ pub trait Embedding: Device {
         &self,
         shape: EmbeddingShape,
         tokens: View<'_, Self, u32>,
+        order: View<'_, Self, u32>,
         dout: View<'_, Self, Self::Act>,
         dtable: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
@@ -101,7 +102,9 @@ pub fn forward<D: Embedding>(
     device.embedding_forward(shape, cu_seqlens, tokens, table, positions, out)
 }
 
-/// `dtable[tokens[s]] += dout[s]`. Shapes as in [`forward`].
+/// `dtable[tokens[s]] += dout[s]`. Shapes as in [`forward`]. `order`, `[S]` of u32, holds the
+/// positions `s` sorted by token, equal tokens in order of position ([`sort`]): what a row of the
+/// table gets lies side by side, and is added up in one order on every device.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
@@ -109,13 +112,25 @@ pub fn backward_table<D: Embedding>(
     device: &D,
     shape: EmbeddingShape,
     tokens: View<'_, D, u32>,
+    order: View<'_, D, u32>,
     dout: View<'_, D, D::Act>,
     dtable: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "embedding::backward_table";
     shape.check(op, tokens.len, shape.sequences + 1, dout.len)?;
     shape.check_table(op, dtable.len)?;
-    device.embedding_backward_table(shape, tokens, dout, dtable)
+    require(op, order.len == tokens.len, "order must be [S]", || {
+        format!("{}, {shape:?}", order.len)
+    })?;
+    device.embedding_backward_table(shape, tokens, order, dout, dtable)
+}
+
+/// Writes to `order` what [`backward_table`] wants for these tokens, on the host; nothing is
+/// allocated where `order` has room.
+pub fn sort(tokens: &[u32], order: &mut Vec<u32>) {
+    order.clear();
+    order.extend(0..tokens.len() as u32);
+    order.sort_unstable_by_key(|&s| (tokens[s as usize], s));
 }
 
 /// `dpositions[s − start of its sequence] += dout[s]`. Shapes as in [`forward`].

@@ -57,7 +57,7 @@ pub trait PatchEmbedding: Device {
     fn patch_embedding_unfold(
         &self,
         shape: PatchShape,
-        images: View<'_, Self, Self::Act>,
+        images: View<'_, Self, f32>,
         out: ViewMut<'_, Self, Self::Act>,
     ) -> Result<()>;
 
@@ -77,17 +77,25 @@ pub trait PatchEmbedding: Device {
         shape: PatchShape,
         dout: View<'_, Self, Self::Act>,
         dpatches: ViewMut<'_, Self, Self::Act>,
-        dclass_dpositions: ViewMut<'_, Self, Self::Acc>,
+        dpositions: ViewMut<'_, Self, Self::Acc>,
+    ) -> Result<()>;
+
+    /// See [`backward_class`].
+    fn patch_embedding_backward_class(
+        &self,
+        shape: PatchShape,
+        dout: View<'_, Self, Self::Act>,
+        dclass: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
 }
 
 /// Cuts pictures into patches: row `(n, i, j)` of `out` is patch `(i, j)` of picture `n`, its
-/// values in the order channel, row, column, which is that of a convolution's weight. No backward:
-/// pictures take no gradient.
+/// values in the order channel, row, column, which is that of a convolution's weight; pictures come
+/// as the loader delivers them and are rounded here. No backward: pictures take no gradient.
 ///
 /// | name     | shape                                  | dtype |
 /// |----------|----------------------------------------|-------|
-/// | `images` | `[N, 3, H, W]`                         | Act   |
+/// | `images` | `[N, 3, H, W]`                         | f32   |
 /// | `out`    | `[N, patches, 3·patch²]`, overwritten  | Act   |
 ///
 /// # Errors
@@ -95,7 +103,7 @@ pub trait PatchEmbedding: Device {
 pub fn unfold<D: PatchEmbedding>(
     device: &D,
     shape: PatchShape,
-    images: View<'_, D, D::Act>,
+    images: View<'_, D, f32>,
     out: ViewMut<'_, D, D::Act>,
 ) -> Result<()> {
     let op = "patch_embedding::unfold";
@@ -136,8 +144,8 @@ pub fn forward<D: PatchEmbedding>(
     device.patch_embedding_forward(shape, patches, class, positions, out)
 }
 
-/// Gradients of [`forward`]: `dpatches` is overwritten; `dclass_dpositions` `[1 + patches + 1, C]`,
-/// the class's gradient first, is added to (the two parameters are neighbours).
+/// Gradients of [`forward`] by patches and positions: `dpatches` is overwritten, `dpositions`
+/// `[patches + 1, C]` added to.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
@@ -146,12 +154,30 @@ pub fn backward<D: PatchEmbedding>(
     shape: PatchShape,
     dout: View<'_, D, D::Act>,
     dpatches: ViewMut<'_, D, D::Act>,
-    dclass_dpositions: ViewMut<'_, D, D::Acc>,
+    dpositions: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "patch_embedding::backward";
     shape.check_tokens(op, dpatches.len, dout.len)?;
-    let len = dclass_dpositions.len;
-    let fits = len == (1 + shape.tokens()) * shape.width;
-    require(op, fits, "gradients must be [1 + patches + 1, C]", || format!("{len}, {shape:?}"))?;
-    device.patch_embedding_backward(shape, dout, dpatches, dclass_dpositions)
+    let (len, fits) = (dpositions.len, dpositions.len == shape.tokens() * shape.width);
+    require(op, fits, "dpositions must be [patches + 1, C]", || format!("{len}, {shape:?}"))?;
+    device.patch_embedding_backward(shape, dout, dpatches, dpositions)
+}
+
+/// Gradient of [`forward`] by the class token, `dclass` `[C]`, added to: `dclass += Σₙ dout[n, 0]`.
+///
+/// # Errors
+/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
+pub fn backward_class<D: PatchEmbedding>(
+    device: &D,
+    shape: PatchShape,
+    dout: View<'_, D, D::Act>,
+    dclass: ViewMut<'_, D, D::Acc>,
+) -> Result<()> {
+    let op = "patch_embedding::backward_class";
+    shape.check(op)?;
+    shape.check_tokens(op, shape.images * shape.patches() * shape.width, dout.len)?;
+    require(op, dclass.len == shape.width, "dclass must be [C]", || {
+        format!("{}, {shape:?}", dclass.len)
+    })?;
+    device.patch_embedding_backward_class(shape, dout, dclass)
 }
