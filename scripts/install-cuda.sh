@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the CUDA 13.0 compiler and disassembler from PyPI into a folder (default: .cuda), without
-# root: 105 MB to download, 280 MB on disk. Prints the line that makes cargo find it.
+# Installs what feature `cuda` is built with (the CUDA 13.0 compiler, a disassembler, libclang) from
+# PyPI into a folder (default: .cuda), without root: 130 MB to download, 350 MB on disk. Prints the
+# line that makes cargo find it.
 #
 #   eval "$(scripts/install-cuda.sh)" && cargo build --release --features cuda
 #
@@ -11,8 +12,8 @@ home=$folder/nvidia/cu13
 if [ ! -e "$home/complete" ]; then
     python3 -m pip install --quiet --no-compile --disable-pip-version-check --target "$folder" \
         'cuda-toolkit[nvcc,cccl]==13.0.3.0' 'nvidia-cuda-cuobjdump==13.2.86' \
-        'nvidia-cuda-nvdisasm==13.2.86' >&2
+        'nvidia-cuda-nvdisasm==13.2.86' 'libclang==18.1.1' >&2
     ln -sfn lib "$home/lib64" # nvcc looks for its runtime in lib64; the wheels have lib
     touch "$home/complete"
 fi
-echo "export CUDA_HOME='$home' PATH='$home/bin':\"\$PATH\""
+echo "export CUDA_HOME='$home' LIBCLANG_PATH='$folder/clang/native' PATH='$home/bin':\"\$PATH\""

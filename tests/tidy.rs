@@ -161,7 +161,8 @@ fn every_operation_has_all_its_places() {
     let ops = ops.iter().map(|p| p.file_stem().unwrap().to_string_lossy().into_owned());
     let mut missing = Vec::new();
     for op in ops.filter(|op| op != "mod") {
-        for place in [format!("src/backend/cpu/{op}.rs"), format!("tests/ops/{op}.rs")] {
+        let device = ["cpu", "cuda"].map(|device| format!("src/backend/{device}/{op}.rs"));
+        for place in device.into_iter().chain([format!("tests/ops/{op}.rs")]) {
             if !root().join(&place).exists() {
                 missing.push(place);
             }
@@ -250,7 +251,9 @@ fn no_leftovers() {
 /// `unsafe` is for devices only.
 #[test]
 fn unsafe_stays_in_the_backend() {
-    let sources = files("src", "rs").into_iter().filter(|p| !p.starts_with("src/backend/cpu"));
+    let devices = ["src/backend/cpu", "src/backend/cuda"];
+    let sources = files("src", "rs").into_iter();
+    let sources = sources.filter(|p| !devices.iter().any(|device| p.starts_with(device)));
     let with_unsafe: Vec<_> = sources
         .filter(|p| {
             product_code(&read(p)).split(|c: char| !c.is_alphanumeric()).any(|w| w == "unsafe")
@@ -291,7 +294,7 @@ fn no_dead_files() {
 
 /// What stands in back-quotes in a document and begins like a path of this repository.
 fn named_paths(text: &str) -> Vec<&str> {
-    let tops = ["src/", "tests/", "benches/", "examples/", "demo/", "kernels/", ".ci/"];
+    let tops = ["src/", "tests/", "benches/", "examples/", "demo/", "kernels/", "scripts/", ".ci/"];
     let quoted = text.split('`').skip(1).step_by(2);
     quoted
         .filter(|q| tops.iter().any(|top| q.starts_with(top)) && !q.contains([' ', '<', '{', '*']))

@@ -14,6 +14,8 @@ pub mod tensor;
 pub mod ops;
 pub mod comm;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "sim"))]
+pub mod cuda;
 
 pub use comm::{Communicator, Solo};
 pub use tensor::{Device, Element, Float, Slot, View, ViewMut, Weight};

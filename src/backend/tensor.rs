@@ -10,6 +10,7 @@ pub trait Element: Copy + Default + Send + Sync + PartialEq + Debug + 'static {}
 impl Element for f32 {}
 impl Element for f64 {}
 impl Element for u32 {}
+impl Element for u8 {}
 
 /// A floating-point element.
 pub trait Float: Element + PartialOrd {
@@ -34,6 +35,19 @@ impl Float for f64 {
     }
     fn to_f64(self) -> f64 {
         self
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "sim"))]
+impl Element for half::bf16 {}
+
+#[cfg(any(feature = "cuda", feature = "sim"))]
+impl Float for half::bf16 {
+    fn from_f64(x: f64) -> Self {
+        half::bf16::from_f64(x)
+    }
+    fn to_f64(self) -> f64 {
+        self.to_f64()
     }
 }
 

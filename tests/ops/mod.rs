@@ -47,6 +47,38 @@ macro_rules! on_every_device {
 }
 use on_every_device;
 
+/// Runs a generic test on every device that computes in bf16: the emulated GPU in both its modes,
+/// and a real one, which must be there where the feature is.
+macro_rules! on_every_gpu {
+    ($test:ident) => {
+        #[cfg(any(feature = "cuda", feature = "sim"))]
+        mod $test {
+            #[test]
+            #[cfg(feature = "sim")]
+            fn sim_lazy() {
+                use roclip::backend::cuda::{Emulator, Gpu, Mode};
+                super::$test(&Gpu::new(Emulator::new(Mode::Lazy, 1)).unwrap());
+            }
+
+            #[test]
+            #[cfg(feature = "sim")]
+            fn sim_eager() {
+                use roclip::backend::cuda::{Emulator, Gpu, Mode};
+                super::$test(&Gpu::new(Emulator::new(Mode::Eager, 2)).unwrap());
+            }
+
+            #[test]
+            #[cfg(feature = "cuda")]
+            fn cuda() {
+                use roclip::backend::cuda::{Card, Gpu};
+                super::$test(&Gpu::new(Card::open(0).unwrap()).unwrap());
+            }
+        }
+    };
+}
+#[allow(unused_imports, reason = "used with the features")]
+use on_every_gpu;
+
 /// One case of a golden file, on a device.
 struct Case<'a, D: Backend> {
     device: &'a D,

@@ -1,0 +1,249 @@
+//! A GPU as a device: activations in bf16, everything else in f32.
+//!
+//! `kernels/<op>.cu` computes, `<op>.rs` here hands it addresses, matrix products go to cuBLASLt.
+//! A [`Machine`] is what lies below: [`Card`], a real GPU, or [`Emulator`], which runs the same
+//! kernels on the CPU so that they can be tested where there is none.
+//!
+//! Nothing is allocated once every operation has run at its largest shape: scratch memory grows to
+//! the largest use and stays. Sums run in an order that depends on shapes alone, so equal inputs
+//! give equal bits.
+
+mod machine;
+mod memory;
+mod replay;
+#[cfg(feature = "cuda")]
+mod card;
+#[cfg(feature = "sim")]
+mod emulator;
+mod adamw;
+mod attention;
+mod contrastive;
+mod embedding;
+mod gelu;
+mod grad_norm;
+mod l2norm;
+mod layernorm;
+mod linear;
+mod patch_embedding;
+mod pool;
+mod rows;
+
+#[cfg(feature = "cuda")]
+pub use card::Card;
+#[cfg(feature = "sim")]
+pub use emulator::{Emulator, Mode};
+pub use machine::{Address, Machine, Matmul, Operand, Output};
+pub use memory::{Buffer, Weights};
+
+use super::{Device, Element, Slot, View, ViewMut, Weight};
+use crate::error::{Error, Result};
+use api::{RoclipKernels, RoclipStream};
+use half::bf16;
+use memory::{bytes_of, bytes_of_mut};
+use replay::Replays;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What bindgen made of `kernels/roclip.h`.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+#[allow(non_camel_case_types, non_snake_case, non_upper_case_globals, reason = "generated")]
+pub(crate) mod api {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+/// An NVIDIA GPU.
+#[cfg(feature = "cuda")]
+pub type Cuda = Gpu<Card>;
+
+/// An emulated GPU.
+#[cfg(feature = "sim")]
+pub type Sim = Gpu<Emulator>;
+
+/// A GPU as a device. Clones are the same device.
+#[derive(Clone)]
+pub struct Gpu<M: Machine> {
+    machine: M,
+    inner: Arc<Inner<M>>,
+}
+
+struct Inner<M: Machine> {
+    /// Shared by all operations, which run one after another.
+    scratch: Mutex<Buffer<M, u8>>,
+    replays: Mutex<Replays<M::Graph>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A launcher of the table, which the generated code wraps in an option.
+type Launcher<A> = Option<unsafe extern "C" fn(RoclipStream, *const A) -> i32>;
+
+/// A launcher's arguments on their way to the queue.
+struct Args<A>(A);
+
+// SAFETY: addresses on the device, which mean the same to every thread; nobody follows them here.
+unsafe impl<A> Send for Args<A> {}
+// SAFETY: as above.
+unsafe impl<A> Sync for Args<A> {}
+
+impl<A> Args<A> {
+    fn ptr(&self) -> *const A {
+        &raw const self.0
+    }
+}
+
+impl<M: Machine> Gpu<M> {
+    /// The device that a machine is.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the machine refuses.
+    pub fn new(machine: M) -> Result<Self> {
+        let (scratch, replays) = (Mutex::new(Buffer::new(&machine, 0)?), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { scratch, replays }), machine })
+    }
+
+    /// Starts a kernel through its launcher.
+    fn launch<A: Copy + 'static>(
+        &self,
+        op: &'static str,
+        launcher: impl Fn(&RoclipKernels) -> Launcher<A>,
+        args: A,
+    ) -> Result<()> {
+        let launcher = launcher(self.machine.kernels()).expect("the table is full");
+        let args = Args(args);
+        // SAFETY: the arguments are addresses of live buffers whose extents the contract has
+        // checked; the queue outlives the call, a buffer waits for the queue before it goes.
+        self.machine.enqueue(op, move |stream| unsafe { launcher(stream, args.ptr()) })
+    }
+
+    /// Where `bytes` of scratch memory lie; the next operation gets the same.
+    fn scratch(&self, bytes: usize) -> Result<Address> {
+        let mut scratch = lock(&self.inner.scratch);
+        if scratch.len < bytes {
+            // what was recorded knows the old address
+            lock(&self.inner.replays).clear();
+            self.machine.wait()?;
+            *scratch = Buffer::new(&self.machine, 0)?;
+            *scratch = Buffer::new(&self.machine, bytes)?;
+        }
+        Ok(scratch.at)
+    }
+
+    fn matmul(&self, product: Matmul) -> Result<()> {
+        self.machine.matmul(product)
+    }
+}
+
+impl<'a, M: Machine, T: Element> View<'a, Gpu<M>, T> {
+    /// Where it lies.
+    fn at(&self) -> Address {
+        self.buf.at + (self.offset * size_of::<T>()) as Address
+    }
+
+    fn ptr(&self) -> *const T {
+        self.at() as *const T
+    }
+}
+
+impl<M: Machine, T: Element> ViewMut<'_, Gpu<M>, T> {
+    /// Where it lies.
+    fn at(&self) -> Address {
+        self.buf.at + (self.offset * size_of::<T>()) as Address
+    }
+
+    fn ptr(&self) -> *mut T {
+        self.at() as *mut T
+    }
+}
+
+impl<M: Machine> Weight<'_, Gpu<M>> {
+    /// The master values.
+    fn master(&self) -> *const f32 {
+        (self.weights.master.at + (self.slot.offset * size_of::<f32>()) as Address) as *const f32
+    }
+
+    /// Where the copy in bf16 lies.
+    fn copy(&self) -> Address {
+        self.weights.copy.at + (self.slot.offset * size_of::<bf16>()) as Address
+    }
+}
+
+impl<M: Machine> Device for Gpu<M> {
+    type Act = bf16;
+    type Acc = f32;
+    type Buf<T: Element> = Buffer<M, T>;
+    type Weights = Weights<M>;
+
+    fn name(&self) -> String {
+        self.machine.name()
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<M, T>> {
+        let buffer = Buffer::new(&self.machine, len)?;
+        self.machine.zero(buffer.at, buffer.bytes())?;
+        Ok(buffer)
+    }
+
+    fn len<T: Element>(buf: &Buffer<M, T>) -> usize {
+        buf.len
+    }
+
+    fn zero<T: Element>(&self, to: ViewMut<'_, Self, T>) -> Result<()> {
+        self.machine.zero(to.at(), to.len * size_of::<T>())
+    }
+
+    fn copy<T: Element>(&self, from: View<'_, Self, T>, to: ViewMut<'_, Self, T>) -> Result<()> {
+        assert_eq!(from.len, to.len, "copy: lengths must agree");
+        self.machine.copy(from.at(), to.at(), from.len * size_of::<T>())
+    }
+
+    fn upload<T: Element>(&self, from: &[T], to: ViewMut<'_, Self, T>) -> Result<()> {
+        assert_eq!(from.len(), to.len, "upload: lengths must agree");
+        self.machine.upload(bytes_of(from), to.at())
+    }
+
+    fn upload_act(&self, from: &[f32], to: ViewMut<'_, Self, bf16>) -> Result<()> {
+        let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
+        self.upload(&rounded, to)
+    }
+
+    fn download<T: Element>(&self, from: View<'_, Self, T>, to: &mut [T]) -> Result<()> {
+        assert_eq!(from.len, to.len(), "download: lengths must agree");
+        self.machine.download(from.at(), bytes_of_mut(to))
+    }
+
+    fn weights(&self, values: &[f32]) -> Result<Weights<M>> {
+        let (master, copy) = (self.alloc(values.len())?, self.alloc(values.len())?);
+        let mut weights = Weights { master, copy };
+        self.set_weights(&mut weights, values)?;
+        Ok(weights)
+    }
+
+    fn set_weights(&self, weights: &mut Weights<M>, values: &[f32]) -> Result<()> {
+        self.upload(values, ViewMut::all(&mut weights.master))?;
+        let (from, to) = (weights.master.at as *const f32, weights.copy.at as *mut bf16);
+        let args = api::CastBf16 { x: from, y: to, len: values.len() as i64 };
+        self.launch("cast_bf16", |k| k.cast_bf16, args)
+    }
+
+    fn read_weights(&self, weights: &Weights<M>, slot: Slot, to: &mut [f32]) -> Result<()> {
+        self.download(View::of(&weights.master, slot.range()), to)
+    }
+}
+
+/// The launchers' integers; a model whose width passes 2³¹ fits no memory.
+fn int(x: usize) -> i32 {
+    i32::try_from(x).expect("an extent below 2^31")
+}
+
+/// What a launcher's or a library's status means.
+fn status(op: &str, code: i32, explain: impl FnOnce(i32) -> String) -> Result<()> {
+    match code {
+        0 => Ok(()),
+        api::ROCLIP_REFUSED => {
+            let reason = "this GPU cannot do that shape (too long a sequence, too wide a head)";
+            Err(Error::Device(format!("{op}: {reason}")))
+        }
+        code => Err(Error::Device(format!("{op}: {}", explain(code)))),
+    }
+}
