@@ -1,1 +1,232 @@
+// Names for the PTX instructions that kernels use; the only file with inline assembly. The emulation has
+// functions of the same names in sim/tensor.h and sim/hopper.h.
 #pragma once
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+struct CUtensorMap_st;
+typedef struct CUtensorMap_st CUtensorMap;
+
+// Dynamic shared memory: `unsigned char* name`, aligned to 1024 bytes.
+#define DYNAMIC_SHARED(name)                                                     \
+    extern __shared__ __align__(1024) unsigned char roclip_dynamic_shared[];     \
+    unsigned char* name = roclip_dynamic_shared
+
+// The address within the block's shared memory, as instructions want it.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- sm_80 and later: a warp ----
+
+// Starts to copy 16 bytes into shared memory; zeros, and no look at `global`, where not `valid`.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, bool valid = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// The thread's copies since the last commit become a group.
+__device__ __forceinline__ void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most N of the thread's groups are under way.
+template <int N>
+__device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Four 8x8 matrices of bf16 from shared memory, 16 bytes a row: lane l gives row l % 8 of matrix l / 8
+// and gets elements (l / 4, l % 4 * 2) and the next of each; `trans` swaps rows and columns.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// Two matrices; lanes 0 to 15 give the rows.
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// d[16, 8] += a[16, 16] b[16, 8], bf16 into f32. With g = lane / 4 and t = lane % 4 * 2:
+// d: (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1); a: pairs from (g, t), (g + 8, t), (g, t + 8),
+// (g + 8, t + 8); b: pairs down a column from (t, g), (t + 8, g).
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two values as a register of bf16, `low` in the low half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+// ---- sm_90a only: elsewhere these trap, and a launcher must not start a kernel that has them ----
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define SM90A_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define SM90A_ASM(...) __trap()
+#endif
+
+// A barrier in shared memory that `count` arrivals and the expected bytes complete, phase by phase.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t count) {
+    SM90A_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+              : "memory");
+}
+
+// Makes initialised barriers visible to TMA; then the block must synchronise.
+__device__ __forceinline__ void mbarrier_init_fence() {
+    SM90A_ASM("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+    SM90A_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives, and the phase waits for that many bytes of TMA loads too.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+    SM90A_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+              "r"(bytes)
+              : "memory");
+}
+
+// Waits for the end of the phase of that parity: 0 for the first, 1 for the second, 0 for the third.
+// On a new barrier a wait for parity 1 returns at once.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+    uint32_t done = 1;
+    do {
+        SM90A_ASM(
+            "{\n.reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done)
+            : "r"(shared_address(barrier)), "r"(parity)
+            : "memory");
+    } while (!done);
+}
+
+// Starts to load the box at column c0, row c1 of a map that `tensor_map_2d` made. The tile in shared
+// memory is aligned to 1024 bytes, 128 bytes a row, 128-byte swizzle; out-of-range elements are zero.
+__device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier,
+                                            int c0, int c1) {
+    SM90A_ASM(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(shared)),
+        "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+// Makes the thread's ordinary writes to shared memory visible to wgmma and TMA.
+__device__ __forceinline__ void async_proxy_fence() {
+    SM90A_ASM("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// A tile of bf16 for wgmma: K along the row of 128 bytes, 128-byte swizzle, groups of eight rows 1024
+// bytes apart. 16 further along K are 32 bytes: add 2.
+__device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile) {
+    const uint64_t address = shared_address(tile);
+    return (address & 0x3ffff) >> 4 | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
+}
+
+// Before the first wgmma on registers that other instructions wrote.
+__device__ __forceinline__ void wgmma_fence() {
+    SM90A_ASM("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+    SM90A_ASM("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most N of the warpgroup's groups are under way.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    SM90A_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+#define D8(i)                                                                         \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]),       \
+        "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define D64(i) \
+    D8(i), D8(i + 8), D8(i + 16), D8(i + 24), D8(i + 32), D8(i + 40), D8(i + 48), D8(i + 56)
+
+// d[64, 128] = or += a[64, 16] b[128, 16]^T, by a warpgroup: warp w has rows 16 w to 16 w + 15, and of
+// every eight columns what mma_m16n8k16's d has: d[j * 4 + i] is element i of columns 8 j to 8 j + 7.
+__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b,
+                                                 bool accumulate) {
+    SM90A_ASM(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+        "}, %64, %65, p, 1, 1, 0, 0;\n}"
+        : D64(0)
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
+__device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], uint64_t a, uint64_t b,
+                                                 bool accumulate) {
+    SM90A_ASM(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "}, %128, %129, p, 1, 1, 0, 0;\n}"
+        : D64(0), D64(64)
+        : "l"(a), "l"(b), "r"(int(accumulate)));
+}
+
+#undef D8
+#undef D64
+
+// The warpgroup keeps N registers a thread; N is a multiple of 8 from 24 to 256.
+template <int N>
+__device__ __forceinline__ void registers_release() {
+    SM90A_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// The warpgroup waits until it has N registers a thread.
+template <int N>
+__device__ __forceinline__ void registers_claim() {
+    SM90A_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+#undef SM90A_ASM
+#endif
