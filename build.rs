@@ -82,7 +82,7 @@ mod kernels {
             let mut build = cc::Build::new();
             build.cuda(true).cudart("none").std("c++17");
             // -G, which debug info would bring, turns the optimiser off
-            build.opt_level(3).debug(false).warnings(false).cpp_link_stdlib(None);
+            build.opt_level(3).debug(false).cpp_link_stdlib(None);
             build.include("kernels").flag("-lineinfo").file(file);
             build.flag("-Xcompiler").flag("-fno-exceptions,-fno-threadsafe-statics");
             for target in TARGETS {
