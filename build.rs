@@ -15,22 +15,26 @@ fn main() {
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod kernels {
     use std::env;
-    use std::path::{Path, PathBuf};
+    #[cfg(feature = "cuda")]
+    use std::path::Path;
+    use std::path::PathBuf;
 
-    /// What `kernels/roclip.h` declares, as Rust; bf16 is `half`'s.
+    /// What the C headers declare, as Rust; bf16 is `half`'s.
     pub fn bindings() {
         println!("cargo:rerun-if-env-changed=LIBCLANG_PATH");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
         bindgen::Builder::default()
             .header("kernels/roclip.h")
+            .header("kernels/sim/sim_api.h")
             .allowlist_type("Roclip.*")
+            .allowlist_function("roclip_.*")
             .allowlist_var("ROCLIP_.*|roclip_.*")
             .blocklist_type("bf16")
             .raw_line("use half::bf16;")
             .prepend_enum_name(false)
             .derive_debug(false)
             .generate()
-            .expect("bindgen reads kernels/roclip.h; it needs libclang (scripts/install-cuda.sh)")
+            .expect("bindgen reads the headers; it needs libclang (scripts/install-cuda.sh)")
             .write_to_file(out.join("kernels.rs"))
             .expect("OUT_DIR can be written");
     }

@@ -61,8 +61,12 @@ impl Emulator {
     fn run(&self) -> Result<()> {
         let mut queue = lock(&self.queue);
         if queue.failed.is_none() {
+            let mode = match self.mode {
+                Mode::Lazy => api::ROCLIP_SIM_LAZY,
+                Mode::Eager => api::ROCLIP_SIM_EAGER,
+            };
             // SAFETY: sets two numbers of this thread's emulation.
-            unsafe { api::roclip_sim_configure((self.mode == Mode::Eager).into(), self.seed) };
+            unsafe { api::roclip_sim_configure(mode as i32, self.seed) };
             let done = queue.waiting.iter().try_for_each(|work| work());
             queue.failed = done.err().map(|e| e.to_string());
         }

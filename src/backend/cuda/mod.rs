@@ -43,8 +43,8 @@ use memory::{bytes_of, bytes_of_mut};
 use replay::Replays;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What bindgen made of `kernels/roclip.h`.
-#[allow(missing_docs, clippy::all, reason = "generated")]
+/// What bindgen made of `kernels/roclip.h`, and of the emulation's controls.
+#[allow(missing_docs, dead_code, clippy::all, reason = "generated")]
 #[allow(non_camel_case_types, non_snake_case, non_upper_case_globals, reason = "generated")]
 pub(crate) mod api {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
