@@ -13,11 +13,13 @@
 pub mod tensor;
 pub mod ops;
 pub mod comm;
+pub mod counting;
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 pub mod cuda;
 
 pub use comm::{Communicator, Solo};
+pub use counting::Counting;
 pub use tensor::{Device, Element, Float, Slot, View, ViewMut, Weight};
 
 /// Whether a result replaces what the destination holds or is added to it.

@@ -63,8 +63,16 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// the device's matrix products read.
     type Weights: Send + Sync;
 
+    /// Whether its memory is the host's, from which loader and checkpoints take theirs, too.
+    const ON_HOST: bool = false;
+
     /// The device in words, for the log: `cpu (2 threads)`.
     fn name(&self) -> String;
+
+    /// Bytes that this process can still allocate here; `None` where nobody knows.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
 
     /// Runs `work` where this device likes it: one with threads of its own takes all of it there,
     /// so that the operations within are not handed over one by one. They work without it, too.
@@ -119,6 +127,14 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// [`crate::Error::Device`] where memory does not suffice.
     fn weights(&self, values: &[Self::Acc]) -> Result<Self::Weights>;
 
+    /// `len` parameters of 0.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn zero_weights(&self, len: usize) -> Result<Self::Weights> {
+        self.weights(&vec![Self::Acc::default(); len])
+    }
+
     /// Overwrites all parameters.
     ///
     /// # Errors
@@ -140,6 +156,18 @@ pub trait Device: Clone + Send + Sync + 'static {
         let mut buf = self.alloc(from.len())?;
         self.upload(from, ViewMut::all(&mut buf))?;
         Ok(buf)
+    }
+
+    /// A buffer whose element `i` is `value(i)`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn buffer_with<T: Element>(
+        &self,
+        len: usize,
+        value: impl Fn(usize) -> T,
+    ) -> Result<Self::Buf<T>> {
+        self.buffer(&(0..len).map(value).collect::<Vec<_>>())
     }
 
     /// The content of a view, on the host.

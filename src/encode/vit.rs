@@ -70,10 +70,10 @@ impl<D: Device> VitActivations<D> {
     pub fn new(device: &D, vit: &Vit, images: usize, keep: Keep) -> Result<Self> {
         let PatchShape { width, .. } = vit.shape;
         let (patches, tokens) = (images * vit.shape.patches(), images * vit.shape.tokens());
-        let starts: Vec<u32> = (0..=images).map(|n| (n * vit.shape.tokens()) as u32).collect();
+        let start = |n: usize| (n * vit.shape.tokens()) as u32;
         Ok(Self {
-            cu_seqlens: device.buffer(&starts)?,
-            class_rows: device.buffer(&starts[..images])?,
+            cu_seqlens: device.buffer_with(images + 1, start)?,
+            class_rows: device.buffer_with(images, start)?,
             unfolded: device.alloc(patches * vit.shape.patch_values())?,
             patches: device.alloc(patches * width)?,
             embedded: device.alloc(tokens * width)?,

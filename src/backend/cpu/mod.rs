@@ -16,6 +16,7 @@ mod grad_norm;
 mod l2norm;
 mod layernorm;
 mod linear;
+mod memory;
 mod patch_embedding;
 mod pool;
 mod rows;
@@ -24,6 +25,7 @@ pub use float::CpuFloat;
 
 use super::{Device, Element, Slot, View, ViewMut, Weight};
 use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The host. Clones share its threads. `F` is the type of everything: f32 to train, f64 to test.
@@ -42,6 +44,8 @@ struct Inner<F> {
     /// Held by whoever has work on the threads. One that waits for its part of an operation takes
     /// up whatever else is queued: another operation would want the same scratch memory.
     turn: Mutex<()>,
+    /// See [`Cpu::allocated`].
+    allocated: AtomicUsize,
 }
 
 /// The first `len` elements of what grows to that length; their content is unspecified.
@@ -67,13 +71,18 @@ impl<F: CpuFloat> Cpu<F> {
             .build()
             .map_err(|e| Error::Device(format!("cannot start {threads} threads: {e}")))?;
         let scratch = (0..threads).map(|_| Default::default()).collect();
-        let (panels, turn) = Default::default();
-        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels, turn }) })
+        let (panels, turn, allocated) = Default::default();
+        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels, turn, allocated }) })
     }
 
     /// Number of threads.
     pub fn threads(&self) -> usize {
         self.inner.scratch.len()
+    }
+
+    /// Bytes of all buffers so far, those that are gone again included: what a plan counts.
+    pub fn allocated(&self) -> usize {
+        self.inner.allocated.load(Ordering::Relaxed)
     }
 
     /// Runs `work` on this device's threads; every parallel loop goes through here.
@@ -130,6 +139,12 @@ impl<F: CpuFloat> Device for Cpu<F> {
     type Buf<T: Element> = Vec<T>;
     type Weights = Vec<F>;
 
+    const ON_HOST: bool = true;
+
+    fn memory(&self) -> Option<u64> {
+        memory::available()
+    }
+
     fn name(&self) -> String {
         match self.threads() {
             1 => "cpu (1 thread)".into(),
@@ -148,6 +163,7 @@ impl<F: CpuFloat> Device for Cpu<F> {
             Error::Device(format!("no memory for {bytes} bytes; lower the batch size"))
         })?;
         buf.resize(len, T::default());
+        self.inner.allocated.fetch_add(len * size_of::<T>(), Ordering::Relaxed);
         Ok(buf)
     }
 
