@@ -1,11 +1,24 @@
-//! Goal:   keeping less of a forward changes no bit of a gradient.
-//! Method: one model that keeps everything against one that computes it again.
+//! Goal:   keeping less of a forward changes no bit of a gradient; a plan is what training takes,
+//!         byte for byte; what it offers fits, and nothing larger would.
+//! Method: one model that keeps everything against one that computes it again; the bytes a device
+//!         gave out against the plan, and the towers' against a count by hand; offers against all
+//!         there are.
 
+use crate::common::shards;
 use crate::common::tiny::{noise, tiny, tiny_weights};
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Device, Float, View, ViewMut};
+use roclip::backend::{Device, Float, Solo, View, ViewMut};
+use roclip::data::loader::LoaderConfig;
+use roclip::data::sample::{Captions, Fields, Labels};
+use roclip::data::transform::{Augment, TransformConfig};
 use roclip::encode::{Clip, ClipConfig, Keep};
-use roclip::flow::PackedTokens;
+use roclip::eval::ZeroShot;
+use roclip::flow::{Batch, PackedTokens, SampleId, State};
+use roclip::matching::Objective;
+use roclip::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
+use roclip::train::plan::{Plan, Planner};
+use roclip::train::recipe::Recipe;
+use roclip::train::step::{Outcome, StepOptions, Trainer};
 
 const PAIRS: usize = 3;
 
@@ -59,4 +72,210 @@ fn recomputing_changes_nothing<F: CpuFloat>() {
 fn recomputed_activations_give_the_same_bits() {
     recomputing_changes_nothing::<f32>();
     recomputing_changes_nothing::<f64>();
+}
+
+/// What the towers hold, counted by hand from the tiny configuration.
+fn activations(pairs: usize, keep: Keep) -> usize {
+    // The blocks' outputs, and what is in one block.
+    let stack = |layers: usize, s: usize, c: usize, block: usize| {
+        let kept = if keep == Keep::All { layers } else { 1 };
+        layers * s * c + kept * block
+    };
+    let block = |s: usize, c: usize, h: usize, heads: usize| {
+        // ln_1, qkv, heads, mid, ln_2; fc, gelu; statistics of two norms; log-sum-exps.
+        s * (7 * c + 2 * h + 4 + heads)
+    };
+    // The stream; dheads, dqkv, dx; dgelu, dfc, dx.
+    let dblock = |s: usize, c: usize, h: usize| s * (7 * c + 2 * h);
+    let (patches, c, h) = (9 * pairs, 12, 42);
+    let s = 10 * pairs;
+    let image = patches * (75 + c)
+        + s * (2 * c + 2)
+        + stack(3, s, c, block(s, c, h, 3))
+        + pairs * (2 * c + 2)
+        + pairs * 2 * c
+        + dblock(s, c, h)
+        + s * c
+        + patches * c;
+    let image_index = pairs + 1 + pairs;
+    let (c, h, s) = (10, 40, 13 * pairs);
+    let ends = pairs * (2 * c + 2) + pairs * 2 * c;
+    let text = s * c + stack(2, s, c, block(s, c, h, 2)) + ends + dblock(s, c, h);
+    // Starts; tokens and their order; ends.
+    let text_index = pairs + 1 + 2 * s + pairs;
+    8 * (image + text) + 4 * (image_index + text_index)
+}
+
+fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) -> Recipe {
+    let step = StepOptions {
+        objective,
+        match_every: 1,
+        micro_batch: PAIRS,
+        accum_freq: passes,
+        schedule: Schedule::new(ScheduleKind::Const, 1e-3, 0, 9),
+        steps_per_epoch: 1,
+    };
+    let (adamw, decay) = (AdamWOptions::default(), DecayRule::ByShape);
+    Recipe { model, keep, pool_rows: 5, adamw, decay, step }
+}
+
+fn planner<D: Device>(recipe: Recipe) -> Planner<'static, D> {
+    Planner { recipe, world_size: 1, evaluation: None }
+}
+
+#[test]
+fn a_plan_counts_what_one_counts_by_hand() {
+    for keep in [Keep::All, Keep::Inputs] {
+        let recipe = recipe(tiny(false), Objective::Clip, keep, 2);
+        let plan = planner::<Cpu<f64>>(recipe.clone()).plan().unwrap();
+        assert_eq!(plan.activations, activations(PAIRS, keep), "{keep:?}");
+        let params = recipe.clip(&Cpu::<f64>::new(1).unwrap()).unwrap().params().len();
+        assert_eq!([plan.weights, plan.grads], [8 * params, 8 * params]);
+        assert_eq!([plan.pool, plan.evaluation], [0, 0]);
+        assert_eq!(plan.batch, 4 * PAIRS * 3 * 15 * 15);
+        // Four batches, of two passes each.
+        assert_eq!(plan.host_batches, 4 * 2 * plan.batch);
+    }
+}
+
+/// The model everyone has in mind. Of 16 widths a token that a block writes, one is its output: 12
+/// blocks are 192 widths, or 12 + 15 where they share the rest; beside both stand the gradients, 15
+/// widths, and the towers' ends.
+#[test]
+fn recomputing_saves_what_it_should() {
+    let activations = |keep| {
+        let recipe = recipe(ClipConfig::named("ViT-B-32").unwrap(), Objective::Clip, keep, 1);
+        planner::<Cpu<f32>>(recipe).plan().unwrap().activations as f64
+    };
+    let ratio = activations(Keep::All) / activations(Keep::Inputs);
+    assert!(ratio > 4.0 && ratio < (192.0 + 15.0) / (27.0 + 15.0), "{ratio}");
+}
+
+fn batch(model: &ClipConfig, pairs: usize) -> Batch {
+    let side = model.vision_cfg.image_size;
+    let mut captions = PackedTokens::new();
+    (0..pairs).for_each(|n| captions.push(&[59, n as u32, 60]));
+    let sample = |n| SampleId { shard: "a.tar".into(), shard_index: 0, index: n, key: "k".into() };
+    let samples = (0..pairs as u32).map(sample).collect();
+    let images = noise(1, pairs * 3 * side * side).into_iter().map(|x| x as f32).collect();
+    Batch { images, image_size: side, captions, labels: Vec::new(), samples }
+}
+
+/// Bytes of the device, without what the host holds beside.
+fn on_device(plan: &Plan) -> usize {
+    plan.total() - plan.host_batches - plan.host_checkpoint
+}
+
+/// Three steps, of which the later are matched, allocate what the plan says and no byte more.
+fn trains_as_planned<F: CpuFloat>(objective: Objective, keep: Keep, passes: usize) {
+    let (device, recipe) = (Cpu::<F>::new(1).unwrap(), recipe(deep(), objective, keep, passes));
+    let plan = planner::<Cpu<F>>(recipe.clone()).plan().unwrap();
+    let parts = recipe.parts(&device, 7).unwrap();
+    let mut trainer = Trainer::new(device.clone(), Solo, parts, recipe.step.clone()).unwrap();
+    let batch = batch(&recipe.model, PAIRS * passes);
+    for epoch in 0..3 {
+        assert!(matches!(trainer.step(&batch, epoch).unwrap(), Outcome::Stepped(_)));
+    }
+    assert_eq!(device.allocated(), on_device(&plan), "{objective} {keep:?} {passes}");
+    let mut state = State::default();
+    trainer.save(&mut state).unwrap();
+    let saved: usize = state.tensors.values().map(|tensor| 4 * tensor.values.len()).sum();
+    assert_eq!(plan.host_checkpoint, 2 * saved, "{objective}: the file and its content");
+}
+
+#[test]
+fn training_takes_what_was_planned() {
+    for objective in Objective::ALL {
+        for (keep, passes) in [(Keep::All, 1), (Keep::All, 3), (Keep::Inputs, 2)] {
+            trains_as_planned::<f32>(objective, keep, passes);
+            trains_as_planned::<f64>(objective, keep, passes);
+        }
+    }
+}
+
+#[test]
+fn evaluation_takes_what_was_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("test")).unwrap();
+    std::fs::write(dir.path().join("classnames.txt"), "cat\ndog\n").unwrap();
+    let members = [("0.png", shards::png(1)), ("0.cls", b"1".to_vec())];
+    std::fs::write(dir.path().join("test/0.tar"), shards::tar(&members)).unwrap();
+    let mut model = deep();
+    (model.text_cfg.vocab_size, model.vision_cfg.image_size) = (49_408, 10);
+    let base = shards::plain("");
+    let base = LoaderConfig {
+        fields: Fields { captions: Captions::None, labels: Labels::Cls, ..base.fields },
+        transform: TransformConfig::new(10, Augment::none()),
+        ..base
+    };
+    let zeroshot = ZeroShot::open(dir.path(), base).unwrap();
+    let (device, recipe) =
+        (Cpu::<f32>::new(1).unwrap(), recipe(model, Objective::Clip, Keep::All, 1));
+    let mut planner = planner::<Cpu<f32>>(recipe.clone());
+    planner.evaluation = Some(Box::new(|device, model| zeroshot.room(device, model).map(drop)));
+    let plan = planner.plan().unwrap();
+    let mut parts = recipe.parts(&device, 7).unwrap();
+    let before = device.allocated();
+    zeroshot.evaluate(&device, &mut parts.model, &parts.weights).unwrap();
+    assert_eq!(device.allocated() - before, plan.evaluation);
+    assert!(plan.evaluation > 0);
+}
+
+/// The plan of other passes.
+fn total(recipe: &Recipe, micro_batch: usize, accum_freq: usize, keep: Keep) -> u64 {
+    let step = StepOptions { micro_batch, accum_freq, ..recipe.step.clone() };
+    let recipe = Recipe { keep, step, ..recipe.clone() };
+    planner::<Cpu<f32>>(recipe).plan().unwrap().total() as u64
+}
+
+#[test]
+fn the_largest_batch_is_the_largest() {
+    let recipe = recipe(tiny(false), Objective::RoClip, Keep::All, 2);
+    let planner = planner::<Cpu<f32>>(recipe.clone());
+    for keep in [Keep::All, Keep::Inputs] {
+        for size in [1, 2, 3, 4, 7, 8, 100] {
+            let memory = total(&recipe, size, 2, keep);
+            assert_eq!(planner.largest_batch(keep, memory), size);
+            assert_eq!(planner.largest_batch(keep, memory - 1), size - 1);
+        }
+    }
+    assert_eq!(planner.largest_batch(Keep::All, 0), 0);
+}
+
+/// With memory for so much and no more, the refusal offers exactly that.
+#[test]
+fn offers_fit_and_nothing_larger_does() {
+    let mut recipe = recipe(tiny(false), Objective::RoClip, Keep::All, 2);
+    recipe.step.micro_batch = 30;
+    let refusal = |recipe: &Recipe, memory: u64| {
+        let error = planner::<Cpu<f32>>(recipe.clone()).check(memory).err();
+        error.map_or("taken".into(), |error| error.to_string())
+    };
+    let all = total(&recipe, 30, 2, Keep::All);
+    assert_eq!(refusal(&recipe, all), "taken");
+    let told = refusal(&recipe, all - 1);
+    assert!(told.starts_with("--batch-size: 30 pairs a pass take "), "{told}");
+    assert!(told.contains("expected --grad-checkpointing (the same result"), "{told}");
+    // 20 divides 60, as 15 does; no number between them.
+    assert!(told.contains("--batch-size 20 --accum-freq 3 (the same loss"), "{told}");
+    let told = refusal(&recipe, total(&recipe, 20, 3, Keep::All) - 1);
+    assert!(told.contains("--batch-size 15 --accum-freq 4 ("), "{told}");
+    let told = refusal(&recipe, total(&recipe, 15, 4, Keep::All));
+    assert!(told.contains("--batch-size 15 --accum-freq 4 ("), "{told}");
+    let one = total(&recipe, 1, 60, Keep::All);
+    let told = refusal(&recipe, one - 1);
+    assert!(!told.contains("same result"), "{told}");
+    let size: usize =
+        told.split("--batch-size ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(told.contains(" --grad-checkpointing (the same loss"), "{told}");
+    assert!(total(&recipe, size, 60 / size, Keep::Inputs) < one);
+    recipe.keep = Keep::Inputs;
+    let told = refusal(&recipe, total(&recipe, 30, 2, Keep::Inputs) - 1);
+    assert!(
+        !told.contains("checkpointing") && told.contains("--batch-size 20 --accum-freq 3"),
+        "{told}"
+    );
+    let told = refusal(&recipe, total(&recipe, 1, 60, Keep::Inputs) - 1);
+    assert!(told.contains("at most --batch-size "), "{told}");
+    assert!(refusal(&recipe, 1000).contains("a smaller --model: no --batch-size fits"));
 }

@@ -170,6 +170,64 @@ fn neither_threads_nor_workers_change_a_bit() {
     assert_same(&bench.final_state("one"), &bench.final_state("many"));
 }
 
+/// Also where a run begins without and resumes with it: it is no part of what a run is.
+#[test]
+fn recomputed_activations_change_no_bit() {
+    let bench = Bench::new();
+    let model = bench.path("deep.json");
+    fs::write(&model, MODEL.replace("\"layers\": 1", "\"layers\": 3")).unwrap();
+    let same = ["--model", model.to_str().unwrap(), "--lr-scheduler", "const"];
+    bench.run("kept", &same);
+    bench.run("recomputed", &[&same[..], &["--epochs", "2"]].concat());
+    let more = ["--grad-checkpointing", "--resume", "latest"];
+    bench.run("recomputed", &[&same[..], &more].concat());
+    assert_same(&bench.final_state("kept"), &bench.final_state("recomputed"));
+}
+
+/// A row of the table that `--plan` prints.
+fn planned(told: &str, row: &str) -> u64 {
+    let line = told.lines().find(|line| line.starts_with(row)).expect(row);
+    line[row.len()..].split_whitespace().next().unwrap().parse().expect(row)
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_else_happens() {
+    let bench = Bench::new();
+    let nowhere = ["--plan", "--shards", "nowhere.tar"];
+    let told = text(&bench.run("never", &nowhere));
+    assert_eq!(planned(&told, "caption pool"), 4 * (12 * 12 + 8 + 8), "{told}");
+    assert_eq!(planned(&told, "pictures of a pass"), 4 * 8 * 3 * 16 * 16);
+    assert!(told.contains("largest --batch-size with --accum-freq 1: "), "{told}");
+    let less = text(&bench.run("never", &[&nowhere[..], &["--grad-checkpointing"]].concat()));
+    assert!(planned(&less, "total") <= planned(&told, "total"), "{less}");
+    let percent = ["--plan", "--pool-size", "30%"];
+    let counted = text(&bench.run("never", &percent));
+    assert_eq!(planned(&counted, "caption pool"), planned(&told, "caption pool"));
+    let told = bench.command("never", &[&nowhere[..], &percent].concat()).output().unwrap();
+    assert!(text(&told).contains("nowhere.tar"), "{}", text(&told));
+    let declared = ["--train-num-samples", "40"];
+    let told = text(&bench.run("never", &[&nowhere[..], &percent, &declared].concat()));
+    assert_eq!(planned(&told, "caption pool"), planned(&counted, "caption pool"));
+    assert!(!bench.path("logs").exists(), "a plan leaves no folder");
+}
+
+/// No machine has memory for so many pairs: told before anything is allocated or written.
+#[test]
+fn what_does_not_fit_is_refused_with_what_does() {
+    let bench = Bench::new();
+    let huge = ["--batch-size", "50000000", "--train-num-samples", "100000000"];
+    let output = bench.command("never", &huge).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output);
+    let start = "roclip-train: --batch-size: 50000000 pairs a pass take ";
+    assert!(told.starts_with(start) && told.contains(" are free; expected "), "{told}");
+    let fitting: Vec<&str> = told.split("at most ").nth(1).unwrap().split(',').collect();
+    assert!(fitting[0].ends_with(" --grad-checkpointing"), "{told}");
+    assert!(!bench.path("logs").exists());
+    let plan = text(&bench.run("never", &[&huge[..], &["--plan"]].concat()));
+    assert!(plan.contains("\ndoes not fit; what does: at most --batch-size "), "{plan}");
+}
+
 #[test]
 fn a_signal_saves_and_resuming_continues_to_the_same_bits() {
     let bench = Bench::new();

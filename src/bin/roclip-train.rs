@@ -2,19 +2,21 @@
 //! the rest is in the library.
 
 use roclip::backend::cpu::Cpu;
-use roclip::backend::{Backend, Communicator, Solo};
+use roclip::backend::{Backend, Communicator, Device, Solo};
 use roclip::config::{self, Args, Assembled, Parsed, Settings};
 use roclip::data::count::count_pairs;
-use roclip::data::loader::Loader;
+use roclip::data::loader::{Loader, LoaderConfig};
 use roclip::data::transform::TransformConfig;
-use roclip::encode::{self, Clip, ClipConfig, Keep};
+use roclip::encode::{ClipConfig, Keep};
 use roclip::error::{Error, Result};
 use roclip::eval::ZeroShot;
-use roclip::matching::{CaptionPool, PoolShape};
-use roclip::optim::{AdamWOptions, DecayRule, Optimizer};
+use roclip::matching::PoolSize;
+use roclip::optim::{AdamWOptions, DecayRule};
 use roclip::train::log::Log;
+use roclip::train::plan::{EvaluationRoom, Planner};
+use roclip::train::recipe::Recipe;
 use roclip::train::run::{End, Run, RunOptions};
-use roclip::train::step::{Parts, StepOptions, Trainer};
+use roclip::train::step::{StepOptions, Trainer};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -57,8 +59,13 @@ fn start() -> Result<ExitCode> {
         .model
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    let device = Cpu::<f32>::new(threads)?;
+    if args.run.plan {
+        print!("{}", plan(&device, &args, assembled)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let stop = stop_on_signals()?;
-    match train(Cpu::<f32>::new(threads)?, Solo, &args, settings, assembled, &stop)? {
+    match train(device, Solo, &args, settings, assembled, &stop)? {
         End::Finished => Ok(ExitCode::SUCCESS),
         End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
     }
@@ -88,8 +95,7 @@ fn train<D: Backend, C: Communicator<D>>(
     stop: &AtomicBool,
 ) -> Result<End> {
     let Assembled { model: config, loader, eval, adamw, decay, mut identity, notes } = assembled;
-    let zeroshot = args.data.zeroshot_data.as_ref().map(|dir| ZeroShot::open(dir, eval));
-    let zeroshot = zeroshot.transpose()?;
+    let zeroshot = open_zeroshot(args, eval)?;
     let loader = Loader::new(loader)?;
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
     identity.insert("shards".into(), shards);
@@ -105,24 +111,22 @@ fn train<D: Backend, C: Communicator<D>>(
     }
     let folder = args.run.logs.join(name(args));
     refuse_to_overwrite(args, &folder)?;
-    let parts = parts(&device, args, &config, pairs, (adamw, decay))?;
-    let options = StepOptions {
-        objective: args.objective.objective,
-        match_every: args.objective.match_every,
-        micro_batch: args.optim.batch_size,
-        accum_freq: args.optim.accum_freq,
-        schedule: config::schedule(args, steps_per_epoch),
-        steps_per_epoch,
-    };
+    let has_pool = args.objective.objective.has_pool();
+    let pool_rows = if has_pool { args.objective.pool_size.resolve(pairs as usize)? } else { 0 };
+    let recipe = recipe(args, &config, (adamw, decay), pool_rows, steps_per_epoch);
+    let planner = planner::<D>(recipe.clone(), comm.world_size(), zeroshot.as_ref());
+    device.memory().map_or(Ok(()), |memory| planner.check(memory))?;
+    let parts = recipe.parts(&device, args.run.seed)?;
     let mut log = open_log(&folder, &settings)?;
     log.info(format!("Running on {}", device.name()));
-    log.info(plan::<D>(&config, args.optim.batch_size)?);
+    let (parameters, memory) = (parts.model.params().values(), planner.plan()?.in_words());
+    log.info(format!("{parameters} parameters; {memory} of memory"));
     log.info(format!("{pairs} pairs in {} shards", loader.shards().len()));
     notes.iter().for_each(|note| log.info(note));
     let TransformConfig { mean, std, .. } = loader.config().transform;
     let model_json = config.open_clip_json(mean, std);
     let options_of_run = run_options(args, &folder, pairs, identity, model_json);
-    let trainer = Trainer::new(device, comm, parts, options)?;
+    let trainer = Trainer::new(device, comm, parts, recipe.step)?;
     let mut run = Run::new(trainer, loader, options_of_run, log, stop)?;
     if let Some(zeroshot) = &zeroshot {
         run.evaluate = Some(Box::new(|trainer| measure(zeroshot, trainer)));
@@ -133,26 +137,52 @@ fn train<D: Backend, C: Communicator<D>>(
     run.run()
 }
 
-/// The model with fresh parameters, its optimiser and, where the objective has one, its pool.
-fn parts<D: Backend>(
-    device: &D,
+fn recipe(
     args: &Args,
-    config: &ClipConfig,
-    pairs: u64,
+    model: &ClipConfig,
     (adamw, decay): (AdamWOptions, DecayRule),
-) -> Result<Parts<D>> {
-    let (objective, seed) = (args.objective.objective, args.run.seed);
-    let pool = objective.has_pool().then(|| {
-        let rows = args.objective.pool_size.resolve(pairs as usize)?;
-        let queries = args.optim.batch_size * args.optim.accum_freq;
-        let shape = PoolShape { rows, width: config.embed_dim, queries };
-        CaptionPool::new(device, objective, shape, seed)
-    });
-    let pool = pool.transpose()?;
+    pool_rows: usize,
+    steps_per_epoch: u64,
+) -> Recipe {
+    let step = StepOptions {
+        objective: args.objective.objective,
+        match_every: args.objective.match_every,
+        micro_batch: args.optim.batch_size,
+        accum_freq: args.optim.accum_freq,
+        schedule: config::schedule(args, steps_per_epoch),
+        steps_per_epoch,
+    };
     let keep = if args.optim.grad_checkpointing { Keep::Inputs } else { Keep::All };
-    let model = Clip::new(device, config, args.optim.batch_size, keep)?;
-    let optimizer = Optimizer::new(device, model.params(), adamw, decay)?;
-    Ok(Parts { weights: encode::init(device, config, seed)?, optimizer, pool, model })
+    Recipe { model: model.clone(), keep, pool_rows, adamw, decay, step }
+}
+
+fn planner<D: Device>(
+    recipe: Recipe,
+    world_size: usize,
+    zeroshot: Option<&ZeroShot>,
+) -> Planner<'_, D> {
+    let evaluation = zeroshot.map(|zeroshot| -> Box<EvaluationRoom<'_, D>> {
+        Box::new(|device, model| zeroshot.room(device, model).map(drop))
+    });
+    Planner { recipe, world_size, evaluation }
+}
+
+/// What `--plan` prints. Nothing is allocated, and no more is read than the number of pairs.
+fn plan<D: Device>(device: &D, args: &Args, assembled: Assembled) -> Result<String> {
+    let Assembled { model, loader, eval, adamw, decay, .. } = assembled;
+    let zeroshot = open_zeroshot(args, eval)?;
+    let pool_rows = match (args.objective.pool_size, args.data.train_num_samples) {
+        _ if !args.objective.objective.has_pool() => 0,
+        (PoolSize::Rows(rows), _) => rows,
+        (share, Some(pairs)) => share.resolve(pairs as usize)?,
+        (share, None) => share.resolve(pairs(args, &Loader::new(loader)?)? as usize)?,
+    };
+    let recipe = recipe(args, &model, (adamw, decay), pool_rows, 1);
+    planner(recipe, 1, zeroshot.as_ref()).report(device)
+}
+
+fn open_zeroshot(args: &Args, base: LoaderConfig) -> Result<Option<ZeroShot>> {
+    args.data.zeroshot_data.as_ref().map(|dir| ZeroShot::open(dir, base)).transpose()
 }
 
 /// A run's folder holds what someone trained: a second run of that name must resume it, or be
@@ -207,14 +237,6 @@ fn open_log(folder: &Path, settings: &Settings) -> Result<Log> {
     let text: String = settings.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
     std::fs::write(&path, text).map_err(Error::io("write", &path))?;
     Log::open(folder)
-}
-
-/// What the model is and how much memory it will take.
-fn plan<D: Backend>(config: &ClipConfig, pairs: usize) -> Result<String> {
-    let memory = encode::memory::<D>(config, pairs)?;
-    let parameters = encode::params(config)?.values();
-    let mib = memory.total() as f64 / f64::from(1 << 20);
-    Ok(format!("{parameters} parameters; {mib:.0} MiB of memory for passes of {pairs} pairs"))
 }
 
 fn run_options(

@@ -206,6 +206,10 @@ pub struct OptimArgs {
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Run")]
 pub struct RunArgs {
+    /// Print how much memory the run takes and how large --batch-size can be, and exit. Shards are
+    /// only read to count the pairs of a --pool-size in percent; --train-num-samples saves that
+    #[arg(long)]
+    pub plan: bool,
     /// Folder that holds the folders of runs
     #[arg(long, default_value = "./logs", value_name = "DIR")]
     pub logs: PathBuf,

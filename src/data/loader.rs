@@ -40,6 +40,8 @@ use sequence::Sequencer;
 
 /// Assembled batches that wait for the consumer.
 const READY_BATCHES: usize = 2;
+/// Batches that exist at a time: those that wait, one with the consumer, one that is being filled.
+pub const BATCHES: usize = READY_BATCHES + 2;
 /// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
 const MAX_ENTRIES: usize = 100_000;
 /// Pairs under way for each worker: being decoded, or decoded and waiting for an earlier one.
@@ -263,8 +265,7 @@ impl Loader {
         }
         let workers = self.config.workers;
         let (stop, clocks) = (Arc::new(AtomicBool::new(false)), Arc::new(Clocks::default()));
-        // One batch is with the consumer, one is being filled.
-        let (recycle, spare_images) = bounded(READY_BATCHES + 2);
+        let (recycle, spare_images) = bounded(BATCHES);
         // Before the channels: should a thread not start, their ends must go first, or those
         // that did start would wait for one another.
         let mut epoch = Epoch {

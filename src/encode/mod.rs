@@ -14,10 +14,8 @@ pub mod block;
 pub mod transformer;
 pub mod vit;
 pub mod text;
-pub mod memory;
 
 pub use config::ClipConfig;
-pub use memory::{Memory, memory};
 pub use transformer::Keep;
 
 use crate::backend::ops::require;
@@ -139,7 +137,7 @@ impl<D: Device> Buffers<D> {
 
 /// A CLIP model: two towers and room for the activations of one micro-batch. The parameters
 /// themselves are the caller's.
-pub struct Clip<D: Backend> {
+pub struct Clip<D: Device> {
     table: ParamTable,
     towers: Towers,
     buffers: Buffers<D>,
@@ -151,7 +149,7 @@ pub struct Clip<D: Backend> {
     captions: usize,
 }
 
-impl<D: Backend> Clip<D> {
+impl<D: Device> Clip<D> {
     /// Room for micro-batches of up to `max_pairs` pictures and as many captions of any length.
     /// What is kept of a forward changes memory and time, never a bit of any result.
     ///
@@ -181,7 +179,9 @@ impl<D: Backend> Clip<D> {
     pub fn params(&self) -> &ParamTable {
         &self.table
     }
+}
 
+impl<D: Backend> Clip<D> {
     /// Features `out` `[n, D]`, not normalised, of `images` `[n, 3, H, W]`; 1 ≤ n ≤ `max_pairs`.
     ///
     /// # Errors

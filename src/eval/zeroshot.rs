@@ -2,7 +2,7 @@
 
 use super::prompts::Prompts;
 use crate::backend::ops::linear::{self, Layout, LinearShape};
-use crate::backend::{Backend, Float, Slot, View, ViewMut, Weight};
+use crate::backend::{Backend, Device, Float, Slot, View, ViewMut, Weight};
 use crate::data::loader::{Loader, LoaderConfig, Mode, Position};
 use crate::encode::Clip;
 use crate::error::{Error, Result};
@@ -20,6 +20,18 @@ pub struct Accuracy {
     pub pairs: u64,
     /// Classes.
     pub classes: usize,
+}
+
+/// What an evaluation writes on the device.
+pub struct Room<D: Device> {
+    /// `[classes, E]`.
+    classifier: D::Weights,
+    /// `[N, 3, H, W]`.
+    images: D::Buf<f32>,
+    /// `[N, E]`.
+    features: D::Buf<D::Act>,
+    /// `[N, classes]`.
+    logits: D::Buf<D::Act>,
 }
 
 /// A set of labelled pictures with the captions of their classes.
@@ -52,6 +64,21 @@ impl ZeroShot {
         Ok(Self { prompts, loader: Loader::new(config)? })
     }
 
+    /// Allocates what [`ZeroShot::evaluate`] does for this model.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where memory does not suffice.
+    pub fn room<D: Device>(&self, device: &D, model: &Clip<D>) -> Result<Room<D>> {
+        let (classes, n) = (self.prompts.classes.len(), model.max_pairs());
+        let (width, side) = (model.config().embed_dim, model.config().vision_cfg.image_size);
+        Ok(Room {
+            classifier: device.zero_weights(classes * width)?,
+            images: device.alloc(n * 3 * side * side)?,
+            features: device.alloc(n * width)?,
+            logits: device.alloc(n * classes)?,
+        })
+    }
+
     /// Class vectors: the normalised mean, over the templates, of normalised text embeddings.
     /// `[classes, E]`, row-major.
     fn classifier<D: Backend>(
@@ -59,10 +86,10 @@ impl ZeroShot {
         device: &D,
         model: &mut Clip<D>,
         weights: &D::Weights,
+        features: &mut D::Buf<D::Act>,
     ) -> Result<Vec<f64>> {
         let (width, chunk) = (model.config().embed_dim, model.max_pairs());
         let mut vectors = vec![0.0; self.prompts.classes.len() * width];
-        let mut features = device.alloc::<D::Act>(chunk * width)?;
         let text = &self.loader.config().text;
         let mut pending: Vec<(usize, Vec<u32>)> = Vec::with_capacity(chunk);
         let captions = self.prompts.classes.iter().enumerate().flat_map(|(class, name)| {
@@ -72,13 +99,8 @@ impl ZeroShot {
             let mut packed = PackedTokens::new();
             pending.iter().for_each(|(_, tokens)| packed.push(tokens));
             let range = 0..pending.len() * width;
-            model.encode_text(
-                device,
-                weights,
-                &packed,
-                ViewMut::of(&mut features, range.clone()),
-            )?;
-            let rows = device.to_vec(View::of(&features, range))?;
+            model.encode_text(device, weights, &packed, ViewMut::of(features, range.clone()))?;
+            let rows = device.to_vec(View::of(features, range))?;
             for ((class, _), row) in pending.drain(..).zip(rows.chunks_exact(width)) {
                 add_unit(&mut vectors[class * width..][..width], row);
             }
@@ -112,13 +134,12 @@ impl ZeroShot {
     ) -> Result<Accuracy> {
         let classes = self.prompts.classes.len();
         let (width, chunk) = (model.config().embed_dim, model.max_pairs());
-        let vectors: Vec<D::Acc> =
-            self.classifier(device, model, weights)?.into_iter().map(D::Acc::from_f64).collect();
-        let classifier = device.weights(&vectors)?;
-        let pixels = 3 * self.loader.config().transform.image_size.pow(2);
-        let mut images = device.alloc::<f32>(chunk * pixels)?;
-        let mut features = device.alloc::<D::Act>(chunk * width)?;
-        let mut logits = device.alloc::<D::Act>(chunk * classes)?;
+        let Room { mut classifier, mut images, mut features, mut logits } =
+            self.room(device, model)?;
+        let vectors = self.classifier(device, model, weights, &mut features)?;
+        let vectors: Vec<D::Acc> = vectors.into_iter().map(D::Acc::from_f64).collect();
+        device.set_weights(&mut classifier, &vectors)?;
+        let pixels = D::len(&images) / chunk;
         let mut counts = [0u64; 2];
         let mut pairs = 0;
         let mut epoch = self.loader.epoch(Position::start_of(0))?;

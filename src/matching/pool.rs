@@ -2,7 +2,7 @@
 
 use super::Objective;
 use crate::backend::ops::{l2norm, pool, rows};
-use crate::backend::{Backend, Float, View, ViewMut};
+use crate::backend::{Backend, Device, Float, View, ViewMut};
 use crate::error::{Error, Result};
 use crate::flow::{Matches, State};
 use crate::rng::{Domain, Rng};
@@ -24,7 +24,7 @@ pub struct PoolShape {
 ///
 /// Nothing is allocated after [`CaptionPool::new`] but what [`CaptionPool::matches`] and
 /// [`CaptionPool::save`] hand out.
-pub struct CaptionPool<D: Backend> {
+pub struct CaptionPool<D: Device> {
     shape: PoolShape,
     wraps: bool,
     /// `[M, D]` rows of length 1, which are searched.
@@ -38,38 +38,30 @@ pub struct CaptionPool<D: Backend> {
 }
 
 /// `[M, D]` rows of any length, and room for the inverse of it.
-struct Raw<D: Backend> {
+struct Raw<D: Device> {
     values: D::Buf<D::Act>,
     inv_norm: D::Buf<D::Acc>,
 }
 
-impl<D: Backend> CaptionPool<D> {
-    /// A pool as `objective` starts it: empty, or full of Gaussian rows drawn from `seed`.
+impl<D: Device> CaptionPool<D> {
+    /// Room for a pool, which holds nothing before [`CaptionPool::start`].
     ///
     /// # Errors
     /// [`Error::Device`] where memory does not suffice: `MD` activations, twice that for
     /// `official`.
-    pub fn new(device: &D, objective: Objective, shape: PoolShape, seed: u64) -> Result<Self> {
+    pub fn room(device: &D, objective: Objective, shape: PoolShape) -> Result<Self> {
         let len = shape.rows * shape.width;
-        let mut pool = Self {
+        let raw = objective.starts_gaussian().then(|| Raw::new(device, shape));
+        Ok(Self {
             shape,
             wraps: objective.wraps(),
             keys: device.alloc(len)?,
-            raw: None,
+            raw: raw.transpose()?,
             head: 0,
             filled: 0,
             index: device.alloc(shape.queries)?,
             score: device.alloc(shape.queries)?,
-        };
-        if objective.starts_gaussian() {
-            let mut rng = Rng::new(seed, Domain::Pool, 0, 0);
-            let gaussian: Vec<f32> = (0..len).map(|_| rng.normal() as f32).collect();
-            pool.raw =
-                Some(Raw { values: device.alloc(len)?, inv_norm: device.alloc(shape.rows)? });
-            pool.set_rows(device, &gaussian)?;
-            pool.filled = shape.rows;
-        }
-        Ok(pool)
+        })
     }
 
     /// Captions held, at most [`PoolShape::rows`].
@@ -85,6 +77,41 @@ impl<D: Backend> CaptionPool<D> {
     /// Its extents.
     pub fn shape(&self) -> PoolShape {
         self.shape
+    }
+}
+
+impl<D: Device> Raw<D> {
+    fn new(device: &D, shape: PoolShape) -> Result<Self> {
+        let values = device.alloc(shape.rows * shape.width)?;
+        Ok(Self { values, inv_norm: device.alloc(shape.rows)? })
+    }
+}
+
+impl<D: Backend> CaptionPool<D> {
+    /// A pool as `objective` starts it: empty, or full of Gaussian rows drawn from `seed`.
+    ///
+    /// # Errors
+    /// As [`CaptionPool::room`].
+    pub fn new(device: &D, objective: Objective, shape: PoolShape, seed: u64) -> Result<Self> {
+        let mut pool = Self::room(device, objective, shape)?;
+        pool.start(device, seed)?;
+        Ok(pool)
+    }
+
+    /// Begins as the objective does.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device refuses.
+    pub fn start(&mut self, device: &D, seed: u64) -> Result<()> {
+        (self.head, self.filled) = (0, 0);
+        if self.raw.is_some() {
+            let mut rng = Rng::new(seed, Domain::Pool, 0, 0);
+            let len = self.shape.rows * self.shape.width;
+            let gaussian: Vec<f32> = (0..len).map(|_| rng.normal() as f32).collect();
+            self.set_rows(device, &gaussian)?;
+            self.filled = self.shape.rows;
+        }
+        Ok(())
     }
 
     /// Writes to `out`, `[N, D]`, the row nearest to each of the `queries`, `[N, D]` of length 1;

@@ -2,7 +2,7 @@
 
 use crate::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
 use crate::backend::ops::l2norm;
-use crate::backend::{Backend, Communicator, Float, Slot, View, ViewMut, Weight};
+use crate::backend::{Backend, Communicator, Device, Float, Slot, View, ViewMut, Weight};
 use crate::error::Result;
 
 /// Which texts the images of a step are compared with.
@@ -16,12 +16,12 @@ pub enum Targets {
 }
 
 /// Embeddings: `[N, D]` of this rank and, gathered, `[G, D]` of all.
-struct Rows<D: Backend> {
+struct Rows<D: Device> {
     local: D::Buf<D::Act>,
     all: D::Buf<D::Act>,
 }
 
-impl<D: Backend> Rows<D> {
+impl<D: Device> Rows<D> {
     fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
         let local = device.alloc(shape.rows * shape.width)?;
         Ok(Self { local, all: device.alloc(shape.cols * shape.width)? })
@@ -33,13 +33,13 @@ impl<D: Backend> Rows<D> {
 }
 
 /// One number per pair: `[N]` of this rank and, gathered, `[G]` of all.
-struct Column<D: Backend> {
+struct Column<D: Device> {
     local: D::Buf<D::Acc>,
     all: D::Buf<D::Acc>,
     host: Vec<D::Acc>,
 }
 
-impl<D: Backend> Column<D> {
+impl<D: Device> Column<D> {
     fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
         let (local, all) = (device.alloc(shape.rows)?, device.alloc(shape.cols)?);
         Ok(Self { local, all, host: vec![D::Acc::default(); shape.cols] })
@@ -59,7 +59,7 @@ impl<D: Backend> Column<D> {
 /// The loss of a step and its gradients by the features of this rank.
 ///
 /// Holds every buffer it needs from the start; nothing is allocated by a step.
-pub struct ClipLoss<D: Backend> {
+pub struct ClipLoss<D: Device> {
     shape: ContrastiveShape,
     images: Rows<D>,
     texts: Rows<D>,
@@ -72,7 +72,7 @@ pub struct ClipLoss<D: Backend> {
     d_unit: D::Buf<D::Act>,
 }
 
-impl<D: Backend> ClipLoss<D> {
+impl<D: Device> ClipLoss<D> {
     /// For `pairs` pairs per rank, `N`, and embeddings of `width`, `D`. Every rank of `comm` must
     /// hold as many pairs; together they are `G = N · world_size`.
     ///
@@ -99,7 +99,9 @@ impl<D: Backend> ClipLoss<D> {
             d_unit: device.alloc(pairs * width)?,
         })
     }
+}
 
+impl<D: Backend> ClipLoss<D> {
     /// Takes the image tower's raw features `[N, D]`: brings them to length 1 and gathers them.
     ///
     /// # Errors

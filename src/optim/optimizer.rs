@@ -4,7 +4,7 @@ use super::DecayRule;
 use super::groups::{GROUPS, Group, group_map};
 use crate::backend::ops::adamw::{AdamWStep, RATES, adamw};
 use crate::backend::ops::grad_norm::grad_norm;
-use crate::backend::{Backend, Float, View, ViewMut};
+use crate::backend::{Backend, Device, Float, View, ViewMut};
 use crate::error::{Error, Result};
 use crate::flow::{ParamTable, State};
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ struct Steps {
 
 /// AdamW (Loshchilov and Hutter 2019, as `torch.optim.AdamW`) over all parameters of a model, with
 /// the moments it needs. Nothing is allocated by a step.
-pub struct Optimizer<D: Backend> {
+pub struct Optimizer<D: Device> {
     table: ParamTable,
     options: AdamWOptions,
     /// A group for every block of the flat buffers.
@@ -110,7 +110,7 @@ pub struct Optimizer<D: Backend> {
 
 const STEPS: &str = "optimizer.steps";
 
-impl<D: Backend> Optimizer<D> {
+impl<D: Device> Optimizer<D> {
     /// For the parameters of `table`, with moments of zero.
     ///
     /// # Errors
@@ -134,7 +134,9 @@ impl<D: Backend> Optimizer<D> {
             steps: Steps::default(),
         })
     }
+}
 
+impl<D: Backend> Optimizer<D> {
     /// One update with learning rate `lr`. Returns the norm of all `grads`, before clipping; where
     /// it is not finite, nothing has changed, step counts included. Waits for the device.
     ///

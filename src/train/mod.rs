@@ -1,6 +1,8 @@
 //! Where the stages meet: the step, the loop over steps, and what a run tells.
 
 pub mod step;
+pub mod recipe;
+pub mod plan;
 pub mod run;
 pub mod report;
 pub mod log;

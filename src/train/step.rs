@@ -1,7 +1,7 @@
 //! One step, top to bottom: batch → features → match → loss → gradients → parameters. Read this
 //! second, after `flow.rs`.
 
-use crate::backend::{Backend, Communicator, Float, View, ViewMut};
+use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
 use crate::encode::Clip;
 use crate::error::Result;
 use crate::flow::{Batch, Matches, PackedTokens, SampleId, State};
@@ -61,19 +61,19 @@ pub struct Refusal {
 }
 
 /// A model being trained.
-pub struct Trainer<D: Backend, C: Communicator<D>> {
+pub struct Trainer<D: Device, C: Communicator<D>> {
     device: D,
     comm: C,
     options: StepOptions,
     model: Clip<D>,
     weights: D::Weights,
-    grads: D::Buf<D::Acc>,
+    pub(super) grads: D::Buf<D::Acc>,
     optimizer: Optimizer<D>,
     loss: ClipLoss<D>,
     logit_scale: LogitScale,
     pool: Option<CaptionPool<D>>,
     /// Pictures and captions of one pass.
-    pixels: D::Buf<f32>,
+    pub(super) pixels: D::Buf<f32>,
     captions: PackedTokens,
     /// `[N, D]` raw features and their gradients.
     image: Features<D>,
@@ -81,12 +81,12 @@ pub struct Trainer<D: Backend, C: Communicator<D>> {
     steps: u64,
 }
 
-struct Features<D: Backend> {
+struct Features<D: Device> {
     raw: D::Buf<D::Act>,
     grad: D::Buf<D::Act>,
 }
 
-impl<D: Backend> Features<D> {
+impl<D: Device> Features<D> {
     fn new(device: &D, len: usize) -> Result<Self> {
         Ok(Self { raw: device.alloc(len)?, grad: device.alloc(len)? })
     }
@@ -100,7 +100,7 @@ impl<D: Backend> Features<D> {
 }
 
 /// The parts a trainer is put together from.
-pub struct Parts<D: Backend> {
+pub struct Parts<D: Device> {
     /// The encoders, sized for one micro-batch.
     pub model: Clip<D>,
     /// Initial parameters, in the order of the model's table.
@@ -111,7 +111,7 @@ pub struct Parts<D: Backend> {
     pub pool: Option<CaptionPool<D>>,
 }
 
-impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
+impl<D: Device, C: Communicator<D>> Trainer<D, C> {
     /// Puts a trainer together and allocates everything a step needs.
     ///
     /// # Errors
@@ -138,7 +138,9 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             pool,
         })
     }
+}
 
+impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// Trains on one batch of `micro_batch · accum_freq` pairs; `epoch` counts from 0. Allocates
     /// nothing after the first of its kind.
     ///
