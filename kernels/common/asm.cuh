@@ -90,6 +90,26 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
+// 2^x to 2 units in the last place; a result below 2^-126 is 0. One instruction: exp2f adds those that
+// keep such results.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1/x to 1 unit in the last place; 0 where |x| > 2^126.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Starts to bring memory nearer, into L2.
+__device__ __forceinline__ void prefetch(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // ---- sm_90a only: elsewhere these trap, and a launcher must not start a kernel that has them ----
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -102,6 +102,9 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __exp2f(float x) { return exp2f(x); }
+inline float exp2_approx(float x) { return x < -126 ? 0 : exp2f(x); }
+inline float reciprocal_approx(float x) { return fabsf(x) > 0x1p126f ? 0 : 1.0f / x; }
+inline void prefetch(const void*) {}
 inline float __logf(float x) { return logf(x); }
 inline float __log2f(float x) { return log2f(x); }
 inline float __fdividef(float x, float y) { return x / y; }
