@@ -81,7 +81,9 @@ struct Thread {
     uint32_t parity = 0;
     std::vector<Copy> copies;  // in order of issue
     size_t copies_done = 0;
-    uint32_t group = 0;  // groups committed
+    uint32_t group = 0;           // groups of copies committed
+    uint32_t products_group = 0;  // groups of wgmma committed
+    int registers = 0;
 };
 
 class Machine;
@@ -94,36 +96,35 @@ struct Meeting {
     void (*act)(Machine&, void** slot, uint32_t lanes);
 };
 
+// A product of a warpgroup. It begins when all four warps have issued it.
+struct Wgmma {
+    float* d[WARPGROUP];
+    uint64_t a, b;
+    int columns;
+    bool accumulate;
+    uint32_t warps;     // that have issued it, as bits
+    uint32_t group[4];  // of each warp
+};
+
 struct Warp {
     uint32_t ready, exited, at_barrier;
     Site barrier_at;
     int meetings;
     Meeting meeting[WARP];
     void* slot[WARP];  // what each lane brought
-};
-
-struct Wgmma {
-    float* d[WARPGROUP];
-    uint64_t a, b;
-    int columns;
-    bool accumulate;
-    uint32_t group;
+    bool fenced;       // by wgmma_fence
+    size_t issued;     // products
 };
 
 struct Warpgroup {
-    const char* op;
-    Site at;
-    int arrived;
-    int waiting[WARPGROUP];
-    void* slot[WARPGROUP];
-    std::vector<Wgmma> products;  // issued and not yet done, in order
-    uint32_t group;               // groups committed
-    int registers;                // of each thread
+    std::vector<Wgmma> products;  // of the block, in order
+    size_t done;
+    std::vector<int> waiters;
 };
 
 struct Load {  // a TMA load under way
     unsigned char* to;
-    const CUtensorMap* map;
+    CUtensorMap map;  // a copy: the thread may end, and its arguments with it
     uint64_t* barrier;
     int c0, c1;
 };
@@ -140,26 +141,27 @@ public:
 
     // The calling thread waits until somebody wakes it.
     void wait(const char* op, Site at);
-    void wake(int i) {
+    SIM_UNCHECKED void wake(int i) {
         warp[i / WARP].ready |= 1u << (i % WARP);
         ready_warps |= 1u << (i / WARP);
     }
-    void wake_lanes(int w, uint32_t lanes) {
+    SIM_UNCHECKED void wake_lanes(int w, uint32_t lanes) {
         warp[w].ready |= lanes;
         if (lanes) ready_warps |= 1u << w;
     }
-    // Ends the launch; the first failure is the one that is told.
+    // Ends the launch, from within a thread; the first failure is the one that is told.
     [[noreturn]] void fail(Site at, const char* format, ...) __attribute__((format(printf, 3, 4)));
-    bool early();  // whether an asynchronous operation is done at once
-    uint64_t random();
+    // What fresh memory holds: NaN, or 3.4e38 in f32 and bf16.
+    unsigned char poison() const { return seed % 2 ? 0x7f : 0xff; }
+    SIM_UNCHECKED bool early();  // whether an asynchronous operation is done at once
+    SIM_UNCHECKED uint64_t random();
     bool is_shared(const void* p, size_t bytes) const;
     void open_barrier();
     void complete(Warp& w, int meeting);
 
-    Thread& self() { return thread[current]; }
-    Warp& my_warp() { return warp[current / WARP]; }
-    Warpgroup& my_warpgroup() { return warpgroup[current / WARPGROUP]; }
-    int lane() const { return current % WARP; }
+    SIM_UNCHECKED Thread& self() { return thread[current]; }
+    SIM_UNCHECKED Warp& my_warp() { return warp[current / WARP]; }
+    SIM_UNCHECKED int lane() const { return current % WARP; }
 
     // settings
     int mode = ROCLIP_SIM_LAZY;
@@ -171,7 +173,9 @@ public:
     int current = 0, threads = 0, alive = 0;
     uint32_t ready_warps = 0;
     int waiting_at_barrier = 0;
-    int free_registers = 0;
+    int registers = 0;       // of each thread at the start
+    int free_registers = 0;  // that setmaxnreg gave back
+    std::vector<int> register_waiters;
     unsigned char* dynamic = nullptr;
     size_t dynamic_bytes = 0;
     Statics statics = {nullptr, nullptr};
@@ -188,6 +192,9 @@ public:
 private:
     static void fiber_main();
     int pick();
+    int next_thread();
+    void run_a_load();
+    const char* unfinished() const;
     Fiber* fiber_for(int i);
     void become(int i);
     void leave();
@@ -198,7 +205,8 @@ private:
     void describe_deadlock();
     void grow_fibers();
     void renew(Fiber& f);
-    void set_error(Site at, bool in_thread, const char* format, va_list args);
+    void report(Site at, const char* format, ...) __attribute__((format(printf, 3, 4)));
+    void set_error(Site at, const char* format, va_list args);
 
     void (*body)(const void*) = nullptr;
     const void* arg = nullptr;

@@ -13,14 +13,14 @@ __attribute__((naked, noinline)) inline void switch_stack(void**, void*) {
         "pop %r15\n\tpop %r14\n\tpop %r13\n\tpop %r12\n\tpop %rbx\n\tpop %rbp\n\tret");
 }
 
-inline uint64_t Machine::random() {
+SIM_UNCHECKED inline uint64_t Machine::random() {
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;
     return state * 0x9e3779b97f4a7c15u >> 32;
 }
 
-inline bool Machine::early() {
+SIM_UNCHECKED inline bool Machine::early() {
     return mode == ROCLIP_SIM_EAGER || (mode == ROCLIP_SIM_MIXED && random() % 2);
 }
 
@@ -67,12 +67,12 @@ inline Machine::~Machine() {
     this_machine = nullptr;
 }
 
-inline void Machine::become(int i) {
+SIM_UNCHECKED inline void Machine::become(int i) {
     current = i;
     threadIdx = index[i];
 }
 
-inline Fiber* Machine::fiber_for(int i) {
+SIM_UNCHECKED inline Fiber* Machine::fiber_for(int i) {
     if (!thread[i].fiber) {
         if (idle.empty()) grow_fibers();
         thread[i].fiber = idle.back();
@@ -82,7 +82,7 @@ inline Fiber* Machine::fiber_for(int i) {
 }
 
 // The thread that goes on next, or -1.
-inline int Machine::pick() {
+SIM_UNCHECKED inline int Machine::pick() {
     int w = current / WARP;
     if (!warp[w].ready) {
         if (!ready_warps) return -1;
@@ -99,10 +99,19 @@ inline int Machine::pick() {
     return w * WARP + l;
 }
 
+// As `pick`; while nobody can go on, loads that are under way arrive.
+SIM_UNCHECKED inline int Machine::next_thread() {
+    for (;;) {
+        const int next = pick();
+        if (next >= 0 || !alive || loads.empty()) return next;
+        run_a_load();
+    }
+}
+
 // Hands over to whoever is next, or to `run_block` when nobody can go on.
-inline void Machine::leave() {
+SIM_UNCHECKED inline void Machine::leave() {
     Fiber* from = on;
-    const int next = pick();
+    const int next = next_thread();
     if (next < 0) {
         on = nullptr;
         switch_stack(&from->stack_pointer, main_stack);
@@ -115,7 +124,7 @@ inline void Machine::leave() {
     switch_stack(&from->stack_pointer, to->stack_pointer);
 }
 
-inline void Machine::wait(const char* op, Site at) {
+SIM_UNCHECKED inline void Machine::wait(const char* op, Site at) {
     Thread& t = self();
     t.op = op;
     t.at = at;
@@ -123,7 +132,7 @@ inline void Machine::wait(const char* op, Site at) {
 }
 
 // The life of a fiber: one thread after another.
-inline void Machine::fiber_main() {
+SIM_UNCHECKED inline void Machine::fiber_main() {
     for (;;) {
         Machine& m = *this_machine;
         m.body(m.arg);
@@ -145,10 +154,9 @@ inline void Machine::open_barrier() {
 }
 
 inline void Machine::begin_block() {
-    const unsigned char poison = seed % 2 ? 0x7f : 0xff;  // 3.4e38 in f32 and bf16, or NaN
-    memset(dynamic, poison, dynamic_bytes);
+    memset(dynamic, poison(), dynamic_bytes);
     if (statics.end - statics.begin > ptrdiff_t(GUARD)) {
-        memset(statics.begin + GUARD, poison, statics.end - statics.begin - GUARD);
+        memset(statics.begin + GUARD, poison(), statics.end - statics.begin - GUARD);
     }
     const int warps = (threads + WARP - 1) / WARP;
     for (int w = 0; w < warps; ++w) {
@@ -157,24 +165,22 @@ inline void Machine::begin_block() {
         warp[w].exited = ~warp[w].ready;
         warp[w].at_barrier = 0;
         warp[w].meetings = 0;
+        warp[w].fenced = false;
+        warp[w].issued = 0;
+        warpgroup[w / 4].products.clear();
+        warpgroup[w / 4].done = 0;
+        warpgroup[w / 4].waiters.clear();
     }
     ready_warps = warps == 32 ? ~0u : (1u << warps) - 1;
-    for (int g = 0; g < (threads + WARPGROUP - 1) / WARPGROUP; ++g) {
-        warpgroup[g].arrived = 0;
-        warpgroup[g].products.clear();
-        warpgroup[g].group = 0;
-        warpgroup[g].registers = 65536 / threads / 8 * 8 < 255 ? 65536 / threads / 8 * 8 : 255;
-    }
-    free_registers = 65536 - threads * warpgroup[0].registers;
+    free_registers = 0;
+    register_waiters.clear();
     alive = threads;
     waiting_at_barrier = 0;
     loads.clear();
     unfenced.clear();
     barrier_waiters.clear();
-    current = 0;
+    current = seed ? int(random() % threads) : 0;
 }
-
-void run_a_load(Machine& m);
 
 inline void Machine::run_block() {
     begin_block();
@@ -187,14 +193,14 @@ inline void Machine::run_block() {
             switch_stack(&main_stack, on->stack_pointer);
         } else if (alive == 0) {
             break;
-        } else if (!loads.empty()) {
-            run_a_load(*this);
         } else {
             describe_deadlock();
         }
     }
     running = false;
-    if (!failed) check_guards();
+    if (failed) return;
+    if (const char* what = unfinished()) report({"", 0}, "%s", what);
+    check_guards();
 }
 
 inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call)(const void*),
@@ -232,6 +238,8 @@ inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call
     arg = argument;
     name = kernel;
     threads = int(n);
+    registers = 65536 / threads / 8 * 8 < 256 ? 65536 / threads / 8 * 8 : 248;
+    for (int i = 0; i < threads; ++i) thread[i].registers = registers;
     state = seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
     failed = false;
     if (indexed.x != block.x || indexed.y != block.y || indexed.z != block.z) {
@@ -267,45 +275,50 @@ inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call
 // ---- failures ----
 
 // "gelu_kernel<8>" of what the compiler says about `launch<gelu_kernel<8>, ...>`.
-inline int kernel_name(const char* from, char* to, size_t room) {
-    const char* begin = strstr(from, "launch<");
-    const char* body = begin ? strstr(begin + 7, "launch<") : nullptr;
-    begin = body ? body + 7 : "a kernel";
-    int depth = 0;
+inline void kernel_name(const char* from, char* to, size_t room) {
+    const char* c = strstr(from, "::launch<");
+    c = c ? c + strlen("::launch<") : "a kernel";
+    const char* const anonymous = "{anonymous}::";
     size_t n = 0;
-    for (const char* c = begin; *c && n + 1 < room && !(depth == 0 && (*c == ',' || *c == '>')); ++c) {
+    for (int depth = 0; *c && n + 1 < room && (depth > 0 || (*c != ',' && *c != '>'));) {
+        if (!strncmp(c, anonymous, strlen(anonymous))) {
+            c += strlen(anonymous);
+            continue;
+        }
         depth += (*c == '<' || *c == '(') - (*c == '>' || *c == ')');
-        to[n++] = *c;
+        to[n++] = *c++;
     }
     to[n] = 0;
-    return int(n);
 }
 
-inline void Machine::set_error(Site at, bool in_thread, const char* format, va_list args) {
+inline void Machine::set_error(Site at, const char* format, va_list args) {
     if (failed) return;
     failed = true;
+    int n = vsnprintf(error, sizeof error, format, args);
+    const auto add = [&](const char* more, auto... values) {
+        if (n < int(sizeof error)) n += snprintf(error + n, sizeof error - n, more, values...);
+    };
+    const uint3 t = index[current];
+    if (running) add("; thread (%u, %u, %u)", t.x, t.y, t.z);
+    if (at.line) add(" at %s:%d", at.file, at.line);
     char kernel[160];
     kernel_name(name, kernel, sizeof kernel);
-    int n = vsnprintf(error, sizeof error, format, args);
-    const auto room = [&] { return n < int(sizeof error) ? sizeof error - n : 0; };
-    if (in_thread) {
-        const uint3 t = index[current];
-        n += snprintf(error + n, room(), "; thread (%u, %u, %u)", t.x, t.y, t.z);
-    }
-    if (at.line && room()) n += snprintf(error + n, room(), " at %s:%d", at.file, at.line);
-    if (room()) {
-        n += snprintf(error + n, room(), ", block (%u, %u, %u) of %s", blockIdx.x, blockIdx.y,
-                      blockIdx.z, kernel);
-    }
+    add("; block (%u, %u, %u) of %s", blockIdx.x, blockIdx.y, blockIdx.z, kernel);
+}
+
+inline void Machine::report(Site at, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    set_error(at, format, args);
+    va_end(args);
 }
 
 inline void Machine::fail(Site at, const char* format, ...) {
     va_list args;
     va_start(args, format);
-    set_error(at, running, format, args);
+    set_error(at, format, args);
     va_end(args);
     void* abandoned;
-    running = false;
     switch_stack(&abandoned, main_stack);
     __builtin_unreachable();
 }
@@ -313,43 +326,31 @@ inline void Machine::fail(Site at, const char* format, ...) {
 inline void Machine::describe_deadlock() {
     char text[512] = "";
     int n = 0, told = 0;
-    const char* last = nullptr;
+    const char* last = "";
     for (int i = 0; i < threads && told < 4 && n < 400; ++i) {
         const Thread& t = thread[i];
-        if (!t.fiber || (last == t.op && told)) continue;
-        n += snprintf(text + n, sizeof text - n, "%s thread %d in %s (%s:%d)", told ? "," : "", i,
+        if (!t.fiber || last == t.op) continue;
+        n += snprintf(text + n, sizeof text - n, "%s thread %d in %s (%s:%d)", told++ ? "," : "", i,
                       t.op, t.at.file, t.at.line);
         last = t.op;
-        ++told;
     }
-    const auto tell = [&](const char* format, ...) {
-        va_list args;
-        va_start(args, format);
-        set_error({"", 0}, false, format, args);
-        va_end(args);
-    };
-    tell("deadlock, %d threads wait for ever:%s", alive, text);
+    running = false;
+    report({"", 0}, "deadlock, %d threads wait for ever:%s", alive, text);
 }
 
 inline void Machine::check_guards() {
-    const auto tell = [&](const char* format, ...) {
-        va_list args;
-        va_start(args, format);
-        set_error({"", 0}, false, format, args);
-        va_end(args);
-    };
     const size_t slack = (1024 - dynamic_bytes % 1024) % 1024;
     for (size_t i = 1; i <= GUARD; ++i) {
         if (dynamic[-ptrdiff_t(i)] != GUARD_BYTE) {
-            return tell("wrote %zu bytes before dynamic shared memory", i);
+            return report({"", 0}, "wrote %zu bytes before dynamic shared memory", i);
         }
         if (statics.begin[i - 1] != GUARD_BYTE || statics.end[i - 1] != GUARD_BYTE) {
-            return tell("wrote outside the static __shared__ arrays");
+            return report({"", 0}, "wrote outside the static __shared__ arrays");
         }
     }
     for (size_t i = 0; i < slack; ++i) {
         if (dynamic[dynamic_bytes + i] != GUARD_BYTE) {
-            return tell("wrote %zu bytes past the end of dynamic shared memory", i);
+            return report({"", 0}, "wrote %zu bytes past the end of dynamic shared memory", i);
         }
     }
 }

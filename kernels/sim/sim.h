@@ -5,15 +5,15 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
-#define __restrict__ __restrict
 
 #include "api.h"
+#include "checks.h"
 #include "fault.h"
 #include "hopper.h"
+#include "memory.h"
 #include "tensor.h"
 #include "warp.h"

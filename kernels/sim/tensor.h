@@ -40,7 +40,7 @@ inline void complete_copies(Thread& t, size_t left) {
     }
 }
 
-inline float bf16_bits(uint32_t bits) { return __uint_as_float(bits << 16); }
+SIM_UNCHECKED inline float bf16_bits(uint32_t bits) { return __uint_as_float(bits << 16); }
 
 struct MatrixRow {
     uint32_t* r;
@@ -48,24 +48,25 @@ struct MatrixRow {
 };
 
 // Rows of one 8x8 matrix that lie in the same banks are read one after another.
-inline uint64_t conflicts(void** slot, int matrix) {
+SIM_UNCHECKED inline uint64_t conflicts(void** slot, int matrix) {
+    uintptr_t rows[8];
+    unsigned banks = 0;
+    for (int i = 0; i < 8; ++i) {
+        rows[i] = reinterpret_cast<uintptr_t>(static_cast<MatrixRow*>(slot[matrix * 8 + i])->row) / 16;
+        banks |= 1u << rows[i] % 8;
+    }
+    if (banks == 0xff) return 0;
     uint64_t found = 0;
     for (int i = 1; i < 8; ++i) {
-        const auto mine = reinterpret_cast<uintptr_t>(static_cast<MatrixRow*>(slot[matrix * 8 + i])->row);
-        for (int j = 0; j < i; ++j) {
-            const auto other =
-                reinterpret_cast<uintptr_t>(static_cast<MatrixRow*>(slot[matrix * 8 + j])->row);
-            if (mine != other && mine / 16 % 8 == other / 16 % 8) {
-                ++found;
-                break;
-            }
-        }
+        bool conflict = false;
+        for (int j = 0; j < i; ++j) conflict |= rows[i] != rows[j] && (rows[i] - rows[j]) % 8 == 0;
+        found += conflict;
     }
     return found;
 }
 
 template <int MATRICES, bool TRANS>
-inline void load_matrices(Machine& m, void** slot, uint32_t) {
+SIM_UNCHECKED inline void load_matrices(Machine& m, void** slot, uint32_t) {
     for (int k = 0; k < MATRICES; ++k) {
         m.bank_conflicts += conflicts(slot, k);
         for (int l = 0; l < WARP; ++l) {
@@ -97,7 +98,7 @@ struct MmaArgs {
     uint32_t b[2];
 };
 
-inline void mma(Machine&, void** slot, uint32_t) {
+SIM_UNCHECKED inline void mma(Machine&, void** slot, uint32_t) {
     float a[16][16], b[16][8], d[16][8];
     for (int l = 0; l < WARP; ++l) {
         const auto& s = *static_cast<MmaArgs*>(slot[l]);

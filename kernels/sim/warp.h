@@ -5,7 +5,7 @@
 
 namespace sim {
 
-inline void Machine::complete(Warp& w, int k) {
+SIM_UNCHECKED inline void Machine::complete(Warp& w, int k) {
     const Meeting meeting = w.meeting[k];
     w.meeting[k] = w.meeting[--w.meetings];
     meeting.act(*this, w.slot, meeting.arrived);
@@ -15,7 +15,7 @@ inline void Machine::complete(Warp& w, int k) {
 }
 
 // Waits until every lane of the mask that has not exited is here; `act` then serves them all.
-inline void meet(const char* op, Site at, uint32_t mask, void* mine,
+SIM_UNCHECKED inline void meet(const char* op, Site at, uint32_t mask, void* mine,
                  void (*act)(Machine&, void**, uint32_t)) {
     Machine& m = *this_machine;
     Warp& w = m.my_warp();
@@ -25,7 +25,7 @@ inline void meet(const char* op, Site at, uint32_t mask, void* mine,
     int mine_at = -1;
     for (int k = 0; k < w.meetings; ++k) {
         Meeting& other = w.meeting[k];
-        if (other.mask == mask && other.at.line == at.line && !strcmp(other.op, op)) {
+        if (other.mask == mask && other.at.line == at.line && other.act == act) {
             mine_at = k;
         } else if (other.arrived & mask && other.mask & me) {
             m.fail(at, "divergent: %s with mask %08x meets lanes %08x in %s with mask %08x (%s:%d)",
@@ -58,7 +58,8 @@ inline void Machine::finish_thread() {
     Thread& t = self();
     for (; t.copies_done < t.copies.size(); ++t.copies_done) do_copy(t.copies[t.copies_done]);
     t.copies.clear();
-    t.copies_done = t.group = 0;
+    t.copies_done = t.group = t.products_group = 0;
+    t.registers = registers;
     w.exited |= 1u << lane();
     --alive;
     for (int k = 0; k < w.meetings;) {
@@ -77,7 +78,7 @@ struct Exchange {
     int source;
 };
 
-inline void exchange(Machine&, void** slot, uint32_t lanes) {
+SIM_UNCHECKED inline void exchange(Machine&, void** slot, uint32_t lanes) {
     for (int l = 0; l < WARP; ++l) {
         if (!(lanes >> l & 1)) continue;
         auto* mine = static_cast<Exchange*>(slot[l]);
