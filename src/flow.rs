@@ -5,6 +5,7 @@
 //! a tower, `D` width of the shared embedding, `M` rows of the pool, `H`×`W` pixels.
 
 use crate::backend::Slot;
+pub use crate::backend::{HostAlloc, HostBuf};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,7 +88,7 @@ impl PackedTokens {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// `[N, 3, H, W]` augmented and normalised pictures, RGB planes.
-    pub images: Vec<f32>,
+    pub images: HostBuf,
     /// Side of the square pictures, `H = W`.
     pub image_size: usize,
     /// `[N]` augmented captions.

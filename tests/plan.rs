@@ -133,8 +133,11 @@ fn a_plan_counts_what_one_counts_by_hand() {
         assert_eq!([plan.weights, plan.grads], [8 * params, 8 * params]);
         assert_eq!([plan.pool, plan.evaluation], [0, 0]);
         assert_eq!(plan.batch, 4 * PAIRS * 3 * 15 * 15);
-        // Four batches, of two passes each.
-        assert_eq!(plan.host_batches, 4 * 2 * plan.batch);
+        // Five batches, of two passes each.
+        assert_eq!(plan.host_batches, 5 * 2 * plan.batch);
+        let once = self::recipe(tiny(false), Objective::Clip, keep, 1);
+        let once = planner::<Cpu<f64>>(once).plan().unwrap();
+        assert_eq!(once.batch, 2 * plan.batch, "a second room for the next step's");
     }
 }
 

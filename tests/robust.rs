@@ -171,7 +171,8 @@ impl Run {
             let (images, substitutes) = loss.for_matching();
             pool.lookup(device, images, substitutes).unwrap();
         }
-        let value = loss.forward(device, &Solo, weights, slot, targets).unwrap();
+        loss.forward(device, &Solo, weights, slot, targets).unwrap();
+        let value = loss.value(device).unwrap();
         let (mut d_image, mut d_text) = (vec![0.0; image.len()], vec![0.0; text.len()]);
         let mut flat = vec![0.0; table.len()];
         let (d_image_view, d_text_view) = (ViewMut::all(&mut d_image), ViewMut::all(&mut d_text));

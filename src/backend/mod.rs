@@ -11,6 +11,7 @@
 //! - Operations enqueue work and allocate nothing; results are visible to [`Device::download`].
 
 pub mod tensor;
+pub mod host;
 pub mod ops;
 pub mod comm;
 pub mod counting;
@@ -20,6 +21,7 @@ pub mod cuda;
 
 pub use comm::{Communicator, Solo};
 pub use counting::Counting;
+pub use host::{HostAlloc, HostBuf};
 pub use tensor::{Device, Element, Float, Slot, View, ViewMut, Weight};
 
 /// Whether a result replaces what the destination holds or is added to it.

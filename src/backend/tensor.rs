@@ -1,5 +1,6 @@
 //! Device memory: dense, row-major, one-dimensional buffers and views of them.
 
+use super::HostBuf;
 use crate::error::Result;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -82,6 +83,18 @@ pub trait Device: Clone + Send + Sync + 'static {
         work()
     }
 
+    /// Runs `work`, which enqueues operations. The device may record what it enqueues and, where
+    /// the same `key` comes again, enqueue the record instead of calling `work`. So what `work`
+    /// enqueues must depend on `key` and on device memory alone, and whatever else it does must not
+    /// be needed behind it; it neither uploads nor downloads nor allocates.
+    ///
+    /// # Errors
+    /// Those of `work`, or of the record.
+    fn replay(&self, key: &[u64], work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let _ = key;
+        work()
+    }
+
     /// A buffer of `len` zeros.
     ///
     /// # Errors
@@ -103,11 +116,39 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// [`crate::Error::Device`] where the device refuses.
     fn copy<T: Element>(&self, from: View<'_, Self, T>, to: ViewMut<'_, Self, T>) -> Result<()>;
 
-    /// Copies from the host; lengths must agree.
+    /// Copies from the host; lengths must agree. `from` may be changed at once.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
     fn upload<T: Element>(&self, from: &[T], to: ViewMut<'_, Self, T>) -> Result<()>;
+
+    /// As [`Device::upload`], but beside what is enqueued, not behind it: no operation under way
+    /// may use `to`, and those see its new content that are enqueued after the next
+    /// [`Device::wait_uploads`]. Until one of them is done, the copy may still be under way: what
+    /// `from` holds must stay, or `to` gets some of what replaces it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn upload_ahead<T: Element>(&self, from: &[T], to: ViewMut<'_, Self, T>) -> Result<()> {
+        self.upload(from, to)
+    }
+
+    /// Has what is enqueued from now on wait for every [`Device::upload_ahead`] so far; the host
+    /// does not.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn wait_uploads(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// `len` zeros on the host, in memory that this device copies from quickly.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn host_alloc(&self, len: usize) -> Result<HostBuf> {
+        HostBuf::heap(len)
+    }
 
     /// Copies from the host and rounds to the activations' type; lengths must agree.
     ///

@@ -2,7 +2,7 @@
 //! the rest is in the library.
 
 use roclip::backend::cpu::Cpu;
-use roclip::backend::{Backend, Communicator, Device, Solo};
+use roclip::backend::{Backend, Communicator, Device, HostAlloc, Solo};
 use roclip::config::{self, Args, Assembled, Parsed, Settings};
 use roclip::data::count::count_pairs;
 use roclip::data::loader::{Loader, LoaderConfig};
@@ -95,6 +95,9 @@ fn train<D: Backend, C: Communicator<D>>(
     stop: &AtomicBool,
 ) -> Result<End> {
     let Assembled { model: config, loader, eval, adamw, decay, mut identity, notes } = assembled;
+    let memory = HostAlloc::of(&device);
+    let (loader, eval) =
+        (LoaderConfig { memory: memory.clone(), ..loader }, LoaderConfig { memory, ..eval });
     let zeroshot = open_zeroshot(args, eval)?;
     let loader = Loader::new(loader)?;
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());

@@ -33,15 +33,16 @@ use super::text::eda::Eda;
 use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
 use crate::error::{Error, Result};
-use crate::flow::Batch;
+use crate::flow::{Batch, HostAlloc, HostBuf};
 use assemble::{Assembler, Delivery};
 use prepare::Preparer;
 use sequence::Sequencer;
 
 /// Assembled batches that wait for the consumer.
 const READY_BATCHES: usize = 2;
-/// Batches that exist at a time: those that wait, one with the consumer, one that is being filled.
-pub const BATCHES: usize = READY_BATCHES + 2;
+/// Batches that exist at a time: those that wait, two with the consumer (one is used, one is next),
+/// one that is being filled.
+pub const BATCHES: usize = READY_BATCHES + 3;
 /// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
 const MAX_ENTRIES: usize = 100_000;
 /// Pairs under way for each worker: being decoded, or decoded and waiting for an earlier one.
@@ -122,6 +123,8 @@ pub struct LoaderConfig {
     /// Whether pairs that do not fill a last batch are left over. Default true; evaluation wants
     /// false.
     pub drop_last: bool,
+    /// Where the pictures of batches lie. Default ordinary memory.
+    pub memory: HostAlloc,
     /// Which of the ranks this one is. Default 0.
     pub rank: usize,
     /// Number of ranks. Pairs are dealt in blocks: rank `r` takes rows `r*N..(r+1)*N` of every
@@ -148,6 +151,7 @@ impl Default for LoaderConfig {
             mode: Mode::Train,
             text: TextOptions::default(),
             drop_last: true,
+            memory: HostAlloc::default(),
             rank: 0,
             world_size: 1,
         }
@@ -339,7 +343,7 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Epoch {
     deliveries: Option<Receiver<Delivery>>,
-    recycle: Sender<Vec<f32>>,
+    recycle: Sender<HostBuf>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     position: Position,
@@ -361,6 +365,11 @@ impl Epoch {
     /// The place after the last batch delivered (or after the last pair, at the end).
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// Whether the next batch, or the news that there is none, is here: no need to wait for it.
+    pub fn is_ready(&self) -> bool {
+        self.deliveries.as_ref().is_none_or(|deliveries| !deliveries.is_empty())
     }
 
     /// Takes back a batch that has been used: the memory of its pictures serves a later batch.

@@ -22,6 +22,7 @@ use crate::backend::ops::require;
 use crate::backend::{Backend, Device, Element, Float, View, ViewMut};
 use crate::error::Result;
 use crate::flow::{PackedTokens, ParamTable};
+pub use text::TextBatch;
 use text::{Text, TextActivations, TextGradients, TextHead};
 use vit::{Vit, VitActivations, VitGradients};
 
@@ -145,7 +146,7 @@ pub struct Clip<D: Device> {
     max_pairs: usize,
     /// Pictures of the last image forward; 0 where there was none.
     images: usize,
-    /// Captions of the last text forward; 0 where there was none.
+    /// Captions on the device; 0 where there are none.
     captions: usize,
 }
 
@@ -230,9 +231,7 @@ impl<D: Backend> Clip<D> {
     /// Features `out` `[n, D]`, not normalised, of `captions`; 1 ≤ n ≤ `max_pairs`.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where a caption is empty or longer than the context, or a token id
-    /// is not in the vocabulary: before the device sees any of it; or where an extent disagrees.
-    /// Those of the device.
+    /// Those of [`Clip::upload_captions`] and [`Clip::encode_captions`].
     pub fn encode_text(
         &mut self,
         device: &D,
@@ -240,19 +239,40 @@ impl<D: Backend> Clip<D> {
         captions: &PackedTokens,
         out: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
+        self.upload_captions(device, captions)?;
+        self.encode_captions(device, weights, out)
+    }
+
+    /// Brings `captions` to the device, 1 to `max_pairs` of them: the part of
+    /// [`Clip::encode_text`] that reads what is on the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where a caption is empty or longer than the context, or a token id
+    /// is not in the vocabulary: before the device sees any of it. Those of the device.
+    pub fn upload_captions(&mut self, device: &D, captions: &PackedTokens) -> Result<TextBatch> {
         self.captions = 0;
         let (n, max) = (captions.len(), self.max_pairs);
         require("encode_text", (1..=max).contains(&n), "1 to max_pairs captions", || {
             format!("{n} captions, max_pairs {max}")
         })?;
-        self.towers.text.forward(
-            Pass { device, weights },
-            captions,
-            &mut self.buffers.text,
-            out,
-        )?;
+        let batch = self.towers.text.upload(device, captions, &mut self.buffers.text)?;
         self.captions = n;
-        Ok(())
+        Ok(batch)
+    }
+
+    /// Features `out` `[n, D]`, not normalised, of the captions of the last
+    /// [`Clip::upload_captions`]. Panics where there was none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
+    pub fn encode_captions(
+        &mut self,
+        device: &D,
+        weights: &D::Weights,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        assert!(self.captions > 0, "encode_captions without upload_captions");
+        self.towers.text.forward(Pass { device, weights }, &mut self.buffers.text, out)
     }
 
     /// Adds the gradients of the text tower's parameters to `grads` (all parameters, in the table's

@@ -35,13 +35,15 @@ pub struct TextHead {
     projection: Slot,
 }
 
-/// Extents of the last forward.
-#[derive(Clone, Copy, Debug, Default)]
-struct TextBatch {
-    captions: usize,
-    tokens: usize,
+/// Extents of captions on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextBatch {
+    /// `N`.
+    pub captions: usize,
+    /// `S`.
+    pub tokens: usize,
     /// Tokens of the longest caption.
-    longest: usize,
+    pub longest: usize,
 }
 
 /// What the backward needs.
@@ -176,20 +178,18 @@ impl Text {
         EmbeddingShape { sequences: captions, tokens, ..self.shape }
     }
 
-    /// `out` `[N, D]` from `captions`.
+    /// Brings `captions` to the device, for a forward and its backward.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where a caption is empty or too long, a token id unknown, or an
-    /// extent disagrees; those of the device.
-    pub fn forward<D: Backend>(
+    /// [`crate::Error::Shape`] where a caption is empty or too long or a token id unknown; those of
+    /// the device.
+    pub fn upload<D: Backend>(
         &self,
-        pass: Pass<'_, D>,
+        device: &D,
         captions: &PackedTokens,
         acts: &mut TextActivations<D>,
-        out: ViewMut<'_, D, D::Act>,
-    ) -> Result<()> {
+    ) -> Result<TextBatch> {
         let longest = self.check(captions)?;
-        let (device, width) = (pass.device, self.shape.width);
         let (n, tokens) = (captions.len(), captions.tokens.len());
         acts.batch = TextBatch { captions: n, tokens, longest };
         acts.end_rows_host.clear();
@@ -199,6 +199,21 @@ impl Text {
         embedding::sort(&captions.tokens, &mut acts.order_host);
         device.upload(&acts.order_host, first_mut(&mut acts.order, tokens))?;
         device.upload(&acts.end_rows_host, first_mut(&mut acts.end_rows, n))?;
+        Ok(acts.batch)
+    }
+
+    /// `out` `[N, D]` from the captions of the last [`Text::upload`].
+    ///
+    /// # Errors
+    /// Those of the device; [`crate::Error::Shape`] where an extent disagrees.
+    pub fn forward<D: Backend>(
+        &self,
+        pass: Pass<'_, D>,
+        acts: &mut TextActivations<D>,
+        out: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        let (device, width) = (pass.device, self.shape.width);
+        let TextBatch { captions: n, tokens, longest } = acts.batch;
         let cu_seqlens = first(&acts.cu_seqlens, n + 1);
         embedding::forward(
             device,

@@ -161,8 +161,8 @@ impl<D: Backend> ClipLoss<D> {
         View::all(&self.own.local)
     }
 
-    /// The mean loss over the `G` pairs of all ranks, the same bits on each; `logit_scale` is the
-    /// slot of the temperature. Waits for the device.
+    /// What the loss is made of, for [`ClipLoss::value`] and [`ClipLoss::backward`]; `logit_scale`
+    /// is the slot of the temperature. Does not wait for the device.
     ///
     /// # Errors
     /// Errors of device and communicator.
@@ -173,7 +173,7 @@ impl<D: Backend> ClipLoss<D> {
         weights: &D::Weights,
         logit_scale: Slot,
         targets: Targets,
-    ) -> Result<f64> {
+    ) -> Result<()> {
         if targets == Targets::Matched {
             self.substitutes.gather(device, comm)?;
         }
@@ -196,18 +196,35 @@ impl<D: Backend> ClipLoss<D> {
             )?;
             lse.gather(device, comm)?;
         }
-        self.own.gather(device, comm)?;
+        self.own.gather(device, comm)
+    }
+
+    /// The mean loss over the `G` pairs of all ranks of the latest [`ClipLoss::forward`], the same
+    /// bits on each. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn value(&mut self, device: &D) -> Result<f64> {
         let lse = self.image_lse.sum(device)? + self.text_lse.sum(device)?;
         let own = self.own.sum(device)?;
         Ok((lse - 2.0 * own) / (2.0 * self.shape.cols as f64))
     }
 
-    /// Gradients of the loss that [`ClipLoss::forward`] returned for the same arguments.
+    /// Gradients of the loss of the latest [`ClipLoss::forward`], which had the same arguments.
     ///
     /// `d_image` and `d_text`, `[N, D]`, are overwritten with the gradients by the raw features of
     /// this rank; they are those of the global mean, so ranks add up their gradients of parameters.
     /// `d_text` may be `None` where the text tower does not learn; with [`Targets::Matched`] it is
     /// zero. The local rows' part of the gradient by the temperature is added to `grads`.
+    ///
+    /// **Where the loss is not finite, the gradient by the temperature is not either**, so an
+    /// update that refuses non-finite gradients refuses non-finite losses. For where temperature
+    /// and embeddings are finite, so are the logits, and a log-sum-exp lies within `log G` of the
+    /// largest. What is not finite is therefore NaN in the temperature or in an embedding (scaling
+    /// to length 1 leaves no infinity, ∞ times 0 is NaN), that is in a whole row or column of
+    /// logits at least. Then some image has a coefficient `exp(l[i,j] − row_lse[i]) + …` that is
+    /// NaN, hence a gradient `Σⱼ coefficient · cols[j]` that is, hence a share of the
+    /// temperature's, `⟨rows[i], gradient⟩`, that is.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where a gradient is not `[N, D]`; errors of the device.

@@ -7,7 +7,8 @@
 //! 1. [`ClipLoss::normalize_images`] and [`ClipLoss::normalize_texts`],
 //! 2. for a matched step, a lookup between the two halves of [`ClipLoss::for_matching`],
 //! 3. [`ClipLoss::forward`] and [`ClipLoss::backward`],
-//! 4. after the optimiser, [`LogitScale::clamp`].
+//! 4. after the optimiser, [`LogitScale::clamp`],
+//! 5. once the device may be waited for, [`ClipLoss::value`].
 
 mod contrastive;
 mod logit_scale;

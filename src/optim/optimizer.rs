@@ -106,6 +106,8 @@ pub struct Optimizer<D: Device> {
     exp_avg_sq: D::Buf<D::Acc>,
     norm: D::Buf<D::Acc>,
     steps: Steps,
+    /// What they become with the update that is prepared.
+    next: Steps,
 }
 
 const STEPS: &str = "optimizer.steps";
@@ -132,18 +134,17 @@ impl<D: Device> Optimizer<D> {
             exp_avg_sq: device.alloc(table.len())?,
             norm: device.alloc(1)?,
             steps: Steps::default(),
+            next: Steps::default(),
         })
     }
 }
 
 impl<D: Backend> Optimizer<D> {
-    /// One update with learning rate `lr`. Returns the norm of all `grads`, before clipping; where
-    /// it is not finite, nothing has changed, step counts included. Waits for the device.
-    ///
-    /// Where the text tower is frozen its gradients should be zero: they count in the norm.
+    /// One update with learning rate `lr`: [`Optimizer::prepare`], [`Optimizer::enqueue`] and
+    /// [`Optimizer::finish`].
     ///
     /// # Errors
-    /// [`Error::Shape`] where `grads` is not of the table's length; errors of the device.
+    /// Theirs.
     pub fn step(
         &mut self,
         device: &D,
@@ -152,14 +153,38 @@ impl<D: Backend> Optimizer<D> {
         lr: f64,
         text: TextUpdate,
     ) -> Result<f64> {
-        let mut steps = self.steps;
-        steps.image += 1;
-        steps.text += u64::from(text == TextUpdate::Train);
-        grad_norm(device, View::all(grads), ViewMut::all(&mut self.norm))?;
-        let rates = GROUPS.map(|group| self.rates(group, lr, steps, text));
+        self.prepare(device, lr, text)?;
+        self.enqueue(device, weights, grads)?;
+        self.finish(device)
+    }
+
+    /// Brings the numbers of the next update to the device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn prepare(&mut self, device: &D, lr: f64, text: TextUpdate) -> Result<()> {
+        let Steps { image, text: texts } = self.steps;
+        self.next = Steps { image: image + 1, text: texts + u64::from(text == TextUpdate::Train) };
+        let rates = GROUPS.map(|group| self.rates(group, lr, text));
         let rates: [D::Acc; GROUPS.len() * RATES] =
             std::array::from_fn(|i| D::Acc::from_f64(rates[i / RATES][i % RATES]));
-        device.upload(&rates, ViewMut::all(&mut self.rates))?;
+        device.upload(&rates, ViewMut::all(&mut self.rates))
+    }
+
+    /// The update that was prepared. Where the norm of all `grads`, before clipping, is not finite,
+    /// the device changes nothing. Does not wait for it.
+    ///
+    /// Where the text tower is frozen its gradients should be zero: they count in the norm.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `grads` is not of the table's length; errors of the device.
+    pub fn enqueue(
+        &mut self,
+        device: &D,
+        weights: &mut D::Weights,
+        grads: &D::Buf<D::Acc>,
+    ) -> Result<()> {
+        grad_norm(device, View::all(grads), ViewMut::all(&mut self.norm))?;
         adamw(
             device,
             View::all(&self.rates),
@@ -169,17 +194,25 @@ impl<D: Backend> Optimizer<D> {
             weights,
             ViewMut::all(&mut self.exp_avg),
             ViewMut::all(&mut self.exp_avg_sq),
-        )?;
+        )
+    }
+
+    /// The norm of all gradients of the update, before clipping; where it is not finite, nothing
+    /// has changed, step counts included. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn finish(&mut self, device: &D) -> Result<f64> {
         let mut norm = [D::Acc::default()];
         device.download(View::all(&self.norm), &mut norm)?;
         let norm = norm[0].to_f64();
         if norm.is_finite() {
-            self.steps = steps;
+            self.steps = self.next;
         }
         Ok(norm)
     }
 
-    fn rates(&self, group: Group, lr: f64, steps: Steps, text: TextUpdate) -> [f64; RATES] {
+    fn rates(&self, group: Group, lr: f64, text: TextUpdate) -> [f64; RATES] {
         if group.text && text == TextUpdate::Freeze {
             return AdamWStep::FROZEN;
         }
@@ -190,7 +223,7 @@ impl<D: Backend> Optimizer<D> {
             beta2,
             eps,
             weight_decay: if group.decays { weight_decay } else { 0.0 },
-            step: if group.text { steps.text } else { steps.image },
+            step: if group.text { self.next.text } else { self.next.image },
             max_norm: grad_clip_norm,
         };
         step.rates()

@@ -1,5 +1,6 @@
 //! Where the stages meet: the step, the loop over steps, and what a run tells.
 
+mod pictures;
 pub mod step;
 pub mod recipe;
 pub mod plan;

@@ -25,7 +25,7 @@ pub struct Plan {
     pub pool: usize,
     /// Features and embeddings of all pairs of a step with their gradients.
     pub loss: usize,
-    /// Pictures of one pass.
+    /// Pictures of one pass, or of two: those worked on and those that come next.
     pub batch: usize,
     /// What evaluation needs beside.
     pub evaluation: usize,
@@ -57,7 +57,7 @@ impl Plan {
             ("activations", self.activations),
             ("caption pool", self.pool),
             ("features and loss", self.loss),
-            ("pictures of a pass", self.batch),
+            ("pictures", self.batch),
             ("evaluation", self.evaluation),
         ]
     }
@@ -133,7 +133,8 @@ impl<D: Device> Planner<'_, D> {
         let parts = Parts { model, weights: (), optimizer, pool };
         let comm = Ranks(self.world_size);
         let trainer = Trainer::new(device.clone(), comm, parts, recipe.step.clone())?;
-        let (grads, batch) = (trainer.grads.bytes(), trainer.pixels.bytes());
+        let pictures = trainer.pictures.buffers().iter().map(|buffer| buffer.bytes());
+        let (grads, batch) = (trainer.grads.bytes(), pictures.sum::<usize>());
         let pairs = recipe.step.micro_batch * recipe.step.accum_freq;
         let saved = 3 * params + pool_rows * recipe.model.embed_dim;
         Ok(Plan {

@@ -6,8 +6,8 @@ use super::report::{Line, Meter, Window};
 use super::step::{Outcome, Refusal, Report, Trainer};
 use crate::backend::{Backend, Communicator};
 use crate::checkpoint::{Folder, file};
-use crate::data::ledger::Ledger;
-use crate::data::loader::{Epoch, Loader, Position};
+use crate::data::ledger::{Entry, Ledger};
+use crate::data::loader::{Epoch, Loader, Position, Stats};
 use crate::error::{Error, Result};
 use crate::flow::{Batch, State};
 use serde_json::{Value, json};
@@ -75,6 +75,27 @@ pub struct Run<'a, D: Backend, C: Communicator<D>> {
     folder: Folder,
     position: Position,
     nonfinite: u64,
+}
+
+/// A batch with the account that belongs to it: what the loader tells changes with the next one.
+struct Fetched {
+    batch: Batch,
+    position: Position,
+    entries: Vec<Entry>,
+    stats: Stats,
+    /// Seconds waited for it.
+    wait: f64,
+}
+
+impl Fetched {
+    /// The next batch of an epoch, waited for.
+    fn next(batches: &mut Epoch) -> Result<Option<Self>> {
+        let asked = Instant::now();
+        let Some(batch) = batches.next().transpose()? else { return Ok(None) };
+        let (position, entries) = (Epoch::position(batches).clone(), batches.take_entries());
+        let (stats, wait) = (batches.stats(), asked.elapsed().as_secs_f64());
+        Ok(Some(Self { batch, position, entries, stats, wait }))
+    }
 }
 
 enum Ended {
@@ -178,17 +199,19 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         let steps = self.trainer.options().steps_per_epoch;
         self.log.start_bar(epoch, self.options.epochs, batches, steps);
         let mut batches = self.loader.epoch(self.position.clone())?;
-        let mut window = Window::new();
-        loop {
-            let asked = Instant::now();
-            let Some(batch) = batches.next().transpose()? else { break };
-            window.data.add(asked.elapsed().as_secs_f64());
-            let outcome = self.trainer.step(&batch, epoch)?;
-            window.batch.add(asked.elapsed().as_secs_f64());
-            self.position = batches.position().clone();
-            ledger.record(&batches.take_entries())?;
+        let (mut window, mut began) = (Window::new(), Instant::now());
+        let mut coming = Fetched::next(&mut batches);
+        while let Some(Fetched { batch, position, entries, stats, wait }) = coming? {
+            self.trainer.enqueue(&batch, epoch)?;
+            let ahead = self.fetch_ahead(&mut batches);
+            let outcome = self.trainer.finish(&batch)?;
+            window.data.add(wait);
+            window.batch.add(began.elapsed().as_secs_f64());
+            began = Instant::now();
+            self.position = position;
+            ledger.record(&entries)?;
             match outcome {
-                Outcome::Stepped(report) => self.tell(&report, &mut window, &batches)?,
+                Outcome::Stepped(report) => self.tell(&report, &mut window, stats)?,
                 Outcome::Refused(refusal) => self.tell_refusal(&refusal, &batch)?,
             }
             batches.recycle(batch);
@@ -204,6 +227,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             {
                 self.save_or_warn(Self::save_step);
             }
+            coming = ahead.unwrap_or_else(|| Fetched::next(&mut batches));
         }
         ledger.record(&batches.take_entries())?;
         self.log.end_bar();
@@ -212,8 +236,18 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         Ok(Ended::Epoch)
     }
 
+    /// The batch after the one that the device works on, its pictures on their way there; `None`
+    /// where the loader is not as far, for the step under way must be told without delay. What it
+    /// finds out, an error or the end, is for after that step.
+    fn fetch_ahead(&mut self, batches: &mut Epoch) -> Option<Result<Option<Fetched>>> {
+        let next = batches.is_ready().then(|| Fetched::next(batches))?;
+        Some(next.and_then(|next| {
+            next.map(|next| self.trainer.prefetch(&next.batch).map(|()| next)).transpose()
+        }))
+    }
+
     /// A step's figures: to `metrics.jsonl`, and every so often to the log.
-    fn tell(&mut self, report: &Report, window: &mut Window, batches: &Epoch) -> Result<()> {
+    fn tell(&mut self, report: &Report, window: &mut Window, stats: Stats) -> Result<()> {
         self.nonfinite = 0;
         window.loss.add(report.loss);
         let matches = if report.matched { self.trainer.matches()? } else { None };
@@ -227,7 +261,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             matches: matches.as_ref(),
             pool: self.trainer.pool(),
             tally: &self.position.tally,
-            stats: batches.stats(),
+            stats,
         };
         self.log.metric(&line.json(window))?;
         let last = self.position.batches == self.trainer.options().steps_per_epoch;

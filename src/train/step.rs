@@ -1,14 +1,17 @@
 //! One step, top to bottom: batch → features → match → loss → gradients → parameters. Read this
 //! second, after `flow.rs`.
 
+use super::pictures::Pictures;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
-use crate::encode::Clip;
+use crate::encode::{Clip, TextBatch};
 use crate::error::Result;
 use crate::flow::{Batch, Matches, PackedTokens, SampleId, State};
 use crate::matching::{CaptionPool, Objective};
 use crate::objective::{ClipLoss, LogitScale, Targets};
 use crate::optim::{Optimizer, Schedule, TextUpdate};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What every step of a run has in common.
 #[derive(Clone, Debug)]
@@ -73,12 +76,26 @@ pub struct Trainer<D: Device, C: Communicator<D>> {
     logit_scale: LogitScale,
     pool: Option<CaptionPool<D>>,
     /// Pictures and captions of one pass.
-    pub(super) pixels: D::Buf<f32>,
+    pub(super) pictures: Pictures<D>,
     captions: PackedTokens,
+    packed: TextBatch,
     /// `[N, D]` raw features and their gradients.
     image: Features<D>,
     text: Features<D>,
     steps: u64,
+    /// The step under way.
+    pending: Option<Pending>,
+    /// This trainer among all of the process: its records on the device are its own.
+    id: u64,
+}
+
+/// What was decided before a step began.
+#[derive(Clone, Copy)]
+struct Pending {
+    targets: Targets,
+    lr: f64,
+    /// Whether its captions enter the pool.
+    inserts: bool,
 }
 
 struct Features<D: Device> {
@@ -117,18 +134,22 @@ impl<D: Device, C: Communicator<D>> Trainer<D, C> {
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
     pub fn new(device: D, comm: C, parts: Parts<D>, options: StepOptions) -> Result<Self> {
+        static TRAINERS: AtomicU64 = AtomicU64::new(0);
         let Parts { model, weights, optimizer, pool } = parts;
         let (pairs, width) = (options.micro_batch * options.accum_freq, model.config().embed_dim);
-        let pixels = options.micro_batch * 3 * model.config().vision_cfg.image_size.pow(2);
+        let pixels = 3 * model.config().vision_cfg.image_size.pow(2);
         Ok(Self {
             grads: device.alloc(model.params().len())?,
             loss: ClipLoss::new(&device, &comm, pairs, width)?,
             logit_scale: LogitScale { slot: model.params().slot("logit_scale") },
-            pixels: device.alloc(pixels)?,
+            pictures: Pictures::new(&device, options.micro_batch, pixels, options.accum_freq)?,
             captions: PackedTokens::new(),
+            packed: TextBatch::default(),
             image: Features::new(&device, pairs * width)?,
             text: Features::new(&device, pairs * width)?,
             steps: 0,
+            pending: None,
+            id: TRAINERS.fetch_add(1, Ordering::Relaxed),
             device,
             comm,
             options,
@@ -148,119 +169,195 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// Whatever device or communicator refuse. A non-finite loss or gradient is not an error but
     /// [`Outcome::Refused`].
     pub fn step(&mut self, batch: &Batch, epoch: u64) -> Result<Outcome> {
-        self.device.clone().run(|| self.step_here(batch, epoch))
+        self.device.clone().run(|| {
+            self.enqueue_here(batch, epoch)?;
+            self.finish(batch)
+        })
     }
 
-    fn step_here(&mut self, batch: &Batch, epoch: u64) -> Result<Outcome> {
+    /// Starts copying the pictures of the batch that comes next, while the device computes; nothing
+    /// where a step has several passes. The step that is enqueued next may all the same be
+    /// another's; then this was in vain. `batch` must stay as it is until its own is finished.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    pub fn prefetch(&mut self, batch: &Batch) -> Result<()> {
+        self.pictures.prefetch(&self.device, batch)
+    }
+
+    /// The first half of [`Trainer::step`]: hands all of the step's work to the device and does not
+    /// wait for it. [`Trainer::finish`] comes next.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn enqueue(&mut self, batch: &Batch, epoch: u64) -> Result<()> {
+        self.device.clone().run(|| self.enqueue_here(batch, epoch))
+    }
+
+    /// The uploads, and then three pieces of work, each a function of its key and of device memory,
+    /// so that the device may replay them. Captions and pictures stand in different ones: the
+    /// captions' lengths are new in almost every step, whereas the pictures' piece, most of the
+    /// work, is always the same.
+    ///
+    /// With several passes, uploads come in between, and with several ranks the ranks' exchange:
+    /// then nothing is recorded.
+    fn enqueue_here(&mut self, batch: &Batch, epoch: u64) -> Result<()> {
         let pairs = self.options.micro_batch * self.options.accum_freq;
         assert_eq!(batch.len(), pairs, "a step takes the number of pairs the trainer was made for");
-        let (objective, every, epoch) =
-            (self.options.objective, self.options.match_every, epoch + 1);
-        let pool = self.pool.as_ref();
-        let (filled, rows) = pool.map_or((0, 0), |p| (p.filled(), p.shape().rows));
-        let matched = objective.matches_in(epoch, every, filled, rows);
-        let targets = if matched { Targets::Matched } else { Targets::Own };
-
-        self.device.zero(ViewMut::all(&mut self.grads))?;
-        self.forward(batch)?;
-        self.loss.normalize_images(&self.device, &self.comm, View::all(&self.image.raw))?;
-        self.loss.normalize_texts(&self.device, &self.comm, View::all(&self.text.raw))?;
-        if let (true, Some(pool)) = (matched, &mut self.pool) {
-            let (queries, substitutes) = self.loss.for_matching();
-            pool.lookup(&self.device, queries, substitutes)?;
+        assert!(self.pending.is_none(), "a step begins when the one before is finished");
+        let pending = self.decide(epoch + 1)?;
+        let (targets, matched) = (pending.targets, pending.targets == Targets::Matched);
+        let is_one_pass = self.options.accum_freq == 1;
+        if is_one_pass {
+            self.pictures.take(&self.device, batch)?;
+            self.upload_captions(batch, 0)?;
         }
-        let (weights, slot) = (&self.weights, self.logit_scale.slot);
-        let loss = self.loss.forward(&self.device, &self.comm, weights, slot, targets)?;
-        if !loss.is_finite() {
-            return self.refuse("loss", batch);
-        }
-        self.backward(batch, targets)?;
-        self.comm.all_reduce_sum(&self.device, ViewMut::all(&mut self.grads))?;
-
-        let lr = self
-            .options
-            .schedule
-            .at(objective.schedule_step(self.steps, self.options.steps_per_epoch));
-        let freeze = matched && objective.freezes_text();
-        let text = if freeze { TextUpdate::Freeze } else { TextUpdate::Train };
-        let (weights, grads) = (&mut self.weights, &self.grads);
-        let grad_norm = self.optimizer.step(&self.device, weights, grads, lr, text)?;
-        if !grad_norm.is_finite() {
-            return self.refuse("gradient", batch);
-        }
-        self.logit_scale.clamp(&self.device, &mut self.weights)?;
-        // Only now, so that no caption of this step could have been chosen.
-        if let (true, Some(pool)) = (objective.inserts_in(epoch, every), &mut self.pool) {
-            pool.insert(&self.device, self.loss.all_texts())?;
-        }
-        self.steps += 1;
-        let logit_scale = self.scale()?;
-        Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matched }))
+        let (id, matching) = (self.id, u64::from(matched));
+        let TextBatch { tokens, longest, .. } = self.packed;
+        let [tokens, longest, filled] =
+            [tokens, longest, if matched { self.filled() } else { 0 }].map(|n| n as u64);
+        let (device, room) = (self.device.clone(), self.pictures.current() as u64);
+        let is_recorded = is_one_pass && self.comm.world_size() == 1;
+        let run = |key: &[u64], work: &mut dyn FnMut() -> Result<()>| {
+            if is_recorded { device.replay(key, work) } else { work() }
+        };
+        run(&[id, 0, tokens, longest], &mut || self.read_texts(batch))?;
+        run(&[id, 1, room, matching, filled], &mut || self.learn_images(batch, targets))?;
+        run(&[id, 2, tokens, longest, matching], &mut || self.learn_texts(batch, targets))?;
+        self.pending = Some(pending);
+        Ok(())
     }
 
-    /// Raw features of all pairs, one micro-batch after another.
-    fn forward(&mut self, batch: &Batch) -> Result<()> {
-        for part in 0..self.options.accum_freq {
-            self.forward_image(batch, part)?;
-            self.forward_text(batch, part)?;
-        }
+    /// What the step of `epoch`, from 1, will be; brings its rates to the device.
+    fn decide(&mut self, epoch: u64) -> Result<Pending> {
+        let StepOptions { objective, match_every, schedule, steps_per_epoch, .. } = self.options;
+        let (filled, rows) = self.pool().unwrap_or((0, 0));
+        let matched = objective.matches_in(epoch, match_every, filled, rows);
+        let targets = if matched { Targets::Matched } else { Targets::Own };
+        let lr = schedule.at(objective.schedule_step(self.steps, steps_per_epoch));
+        let freeze = matched && objective.freezes_text();
+        let text = if freeze { TextUpdate::Freeze } else { TextUpdate::Train };
+        self.optimizer.prepare(&self.device, lr, text)?;
+        Ok(Pending { targets, lr, inserts: objective.inserts_in(epoch, match_every) })
+    }
+
+    fn filled(&self) -> usize {
+        self.pool.as_ref().map_or(0, CaptionPool::filled)
+    }
+
+    fn passes(&self) -> usize {
+        self.options.accum_freq
+    }
+
+    /// The rows of pass `part` among the features of all.
+    fn rows(&self, part: usize) -> Range<usize> {
+        let values = self.options.micro_batch * self.model.config().embed_dim;
+        part * values..(part + 1) * values
+    }
+
+    fn upload_captions(&mut self, batch: &Batch, part: usize) -> Result<()> {
+        let n = self.options.micro_batch;
+        self.captions.clear();
+        (part * n..(part + 1) * n).for_each(|pair| self.captions.push(batch.captions.get(pair)));
+        self.packed = self.model.upload_captions(&self.device, &self.captions)?;
         Ok(())
     }
 
     fn forward_image(&mut self, batch: &Batch, part: usize) -> Result<()> {
-        let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
-        let pixels = &batch.images[part * self.pixels_per_pass()..][..self.pixels_per_pass()];
-        self.device.upload(pixels, ViewMut::all(&mut self.pixels))?;
-        let images = View::all(&self.pixels);
-        let out = ViewMut::of(&mut self.image.raw, part * n * width..(part + 1) * n * width);
+        if self.passes() > 1 {
+            self.pictures.upload(&self.device, batch, part)?;
+        }
+        let (images, rows) = (self.pictures.view(), self.rows(part));
+        let out = ViewMut::of(&mut self.image.raw, rows);
         self.model.encode_image(&self.device, &self.weights, images, out)
     }
 
     fn forward_text(&mut self, batch: &Batch, part: usize) -> Result<()> {
-        let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
-        self.captions.clear();
-        (part * n..(part + 1) * n).for_each(|pair| self.captions.push(batch.captions.get(pair)));
-        let out = ViewMut::of(&mut self.text.raw, part * n * width..(part + 1) * n * width);
-        self.model.encode_text(&self.device, &self.weights, &self.captions, out)
+        if self.passes() > 1 {
+            self.upload_captions(batch, part)?;
+        }
+        let rows = self.rows(part);
+        let out = ViewMut::of(&mut self.text.raw, rows);
+        self.model.encode_captions(&self.device, &self.weights, out)
     }
 
-    fn pixels_per_pass(&self) -> usize {
-        D::len(&self.pixels)
+    /// Embeddings of all captions.
+    fn read_texts(&mut self, batch: &Batch) -> Result<()> {
+        (0..self.passes()).try_for_each(|part| self.forward_text(batch, part))?;
+        self.loss.normalize_texts(&self.device, &self.comm, View::all(&self.text.raw))
     }
 
-    /// Gradients of all parameters.
+    /// Embeddings of all pictures, the loss, and the gradients of all that leads to the pictures'.
     ///
     /// With several passes the activations of all but the last are gone: beginning with the last,
     /// each other one runs forward again before it runs backward. The loss saw all pairs at once,
     /// so the gradient is that of the whole batch (Gao, Zhang, Han, Callan 2021; open_clip's
     /// `--accum-freq`).
-    fn backward(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
-        let learns_text = targets == Targets::Own;
-        let d_text = learns_text.then(|| ViewMut::all(&mut self.text.grad));
+    fn learn_images(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
+        self.device.zero(ViewMut::all(&mut self.grads))?;
+        (0..self.passes()).try_for_each(|part| self.forward_image(batch, part))?;
+        self.loss.normalize_images(&self.device, &self.comm, View::all(&self.image.raw))?;
+        if let (Targets::Matched, Some(pool)) = (targets, &mut self.pool) {
+            let (queries, substitutes) = self.loss.for_matching();
+            pool.lookup(&self.device, queries, substitutes)?;
+        }
+        let (device, weights, slot) = (&self.device, &self.weights, self.logit_scale.slot);
+        self.loss.forward(device, &self.comm, weights, slot, targets)?;
         let d_image = ViewMut::all(&mut self.image.grad);
-        let (device, slot) = (&self.device, self.logit_scale.slot);
-        let (weights, grads) = (&self.weights, &mut self.grads);
-        self.loss.backward(device, weights, slot, targets, d_image, d_text, grads)?;
-        let (n, width) = (self.options.micro_batch, self.model.config().embed_dim);
-        let passes = self.options.accum_freq;
-        for part in (0..passes).rev() {
-            let rows = part * n * width..(part + 1) * n * width;
-            let is_gone = part + 1 < passes;
-            if is_gone {
+        let d_text = (targets == Targets::Own).then(|| ViewMut::all(&mut self.text.grad));
+        self.loss.backward(device, weights, slot, targets, d_image, d_text, &mut self.grads)?;
+        for part in (0..self.passes()).rev() {
+            if part + 1 < self.passes() {
                 self.forward_image(batch, part)?;
             }
-            let dout = View::of(&self.image.grad, rows.clone());
+            let dout = View::of(&self.image.grad, self.rows(part));
             self.model.backward_image(&self.device, &self.weights, dout, &mut self.grads)?;
-            if !learns_text {
-                continue;
-            }
-            if is_gone {
-                self.forward_text(batch, part)?;
-            }
-            let dout = View::of(&self.text.grad, rows);
-            self.model.backward_text(&self.device, &self.weights, dout, &mut self.grads)?;
         }
         Ok(())
+    }
+
+    /// The gradients of all that leads to the captions' embeddings, where they are learned from,
+    /// and the update. Where a gradient is not finite, which includes every step whose loss is not
+    /// ([`ClipLoss::backward`]), the update leaves everything as it was, and so does the clamp,
+    /// within whose limits the temperature was before.
+    fn learn_texts(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
+        let passes = if targets == Targets::Own { self.passes() } else { 0 };
+        for part in (0..passes).rev() {
+            if part + 1 < passes {
+                self.forward_text(batch, part)?;
+            }
+            let dout = View::of(&self.text.grad, self.rows(part));
+            self.model.backward_text(&self.device, &self.weights, dout, &mut self.grads)?;
+        }
+        self.comm.all_reduce_sum(&self.device, ViewMut::all(&mut self.grads))?;
+        self.optimizer.enqueue(&self.device, &mut self.weights, &self.grads)?;
+        self.logit_scale.clamp(&self.device, &mut self.weights)
+    }
+
+    /// The second half of [`Trainer::step`]: waits for the device and tells what became of the step
+    /// that was enqueued with this `batch`.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn finish(&mut self, batch: &Batch) -> Result<Outcome> {
+        let Pending { targets, lr, inserts } =
+            self.pending.take().expect("a step is enqueued before it is finished");
+        let (loss, grad_norm) =
+            (self.loss.value(&self.device)?, self.optimizer.finish(&self.device)?);
+        if !loss.is_finite() {
+            assert!(!grad_norm.is_finite(), "the device made an update of a loss of {loss}");
+            return self.refuse("loss", batch);
+        }
+        if !grad_norm.is_finite() {
+            return self.refuse("gradient", batch);
+        }
+        // Only now, so that no caption of this step could have been chosen.
+        if let (true, Some(pool)) = (inserts, &mut self.pool) {
+            pool.insert(&self.device, self.loss.all_texts())?;
+        }
+        self.steps += 1;
+        let (logit_scale, matched) = (self.scale()?, targets == Targets::Matched);
+        Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matched }))
     }
 
     fn refuse(&self, what: &'static str, batch: &Batch) -> Result<Outcome> {

@@ -6,8 +6,8 @@ use super::super::ledger::{Entry, Tally};
 use super::prepare::Prepared;
 use super::sequence::Slot;
 use super::{LoaderConfig, MAX_ENTRIES, Position};
-use crate::error::Error;
-use crate::flow::{Batch, PackedTokens, SampleId};
+use crate::error::{Error, Result};
+use crate::flow::{Batch, HostAlloc, HostBuf, PackedTokens, SampleId};
 
 /// What reaches the consumer, with the ledger's lines that belong before it.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(super) enum Delivery {
     Batch(Batch, Position, Vec<Entry>),
     /// The end of the epoch.
     End(Position, Vec<Entry>),
-    /// No shard could be read.
+    /// No shard could be read, or memory does not suffice.
     Failed(Error, Position, Vec<Entry>),
 }
 
@@ -24,6 +24,7 @@ pub(super) struct Assembler {
     batch_size: usize,
     image_size: usize,
     drop_last: bool,
+    memory: HostAlloc,
     position: Position,
     batch: Batch,
     entries: Vec<Entry>,
@@ -31,7 +32,7 @@ pub(super) struct Assembler {
     /// To the workers, for their next pictures.
     spare_rows: Sender<Vec<f32>>,
     /// Pictures of batches that the consumer has used.
-    spare_images: Receiver<Vec<f32>>,
+    spare_images: Receiver<HostBuf>,
 }
 
 impl Assembler {
@@ -39,13 +40,14 @@ impl Assembler {
         config: &LoaderConfig,
         start: Position,
         deliver: Sender<Delivery>,
-        (spare_rows, spare_images): (Sender<Vec<f32>>, Receiver<Vec<f32>>),
+        (spare_rows, spare_images): (Sender<Vec<f32>>, Receiver<HostBuf>),
     ) -> Self {
         let image_size = config.transform.image_size;
         Self {
             batch_size: config.batch_size,
             image_size,
             drop_last: config.drop_last,
+            memory: config.memory.clone(),
             position: start,
             batch: Batch::default(),
             entries: Vec::new(),
@@ -56,7 +58,9 @@ impl Assembler {
     }
 
     pub(super) fn run(mut self, slots: &Receiver<Slot>) {
-        self.batch = self.empty_batch();
+        if let Err(error) = self.new_batch() {
+            return self.fail(error);
+        }
         for slot in slots {
             match slot {
                 Slot::Pair(id, offset, answer) => {
@@ -76,17 +80,23 @@ impl Assembler {
                     self.tally().other_ranks += 1;
                     self.position.next_seq += 1;
                 }
-                Slot::Failed(error) => {
-                    let failed = Delivery::Failed(error, self.position, self.entries);
-                    let _ = self.deliver.send(failed);
-                    return;
-                }
+                Slot::Failed(error) => return self.fail(error),
                 Slot::End => return self.finish(),
             }
-            if self.batch.len() == self.batch_size && !self.hand_over() {
+            if self.batch.len() < self.batch_size {
+                continue;
+            }
+            if !self.hand_over() {
                 return;
             }
+            if let Err(error) = self.new_batch() {
+                return self.fail(error);
+            }
         }
+    }
+
+    fn fail(self, error: Error) {
+        let _ = self.deliver.send(Delivery::Failed(error, self.position, self.entries));
     }
 
     fn tally(&mut self) -> &mut Tally {
@@ -115,8 +125,7 @@ impl Assembler {
 
     /// Whether the consumer is still there.
     fn hand_over(&mut self) -> bool {
-        let next = self.empty_batch();
-        let batch = std::mem::replace(&mut self.batch, next);
+        let batch = std::mem::take(&mut self.batch);
         self.tally().delivered += batch.len() as u64;
         self.position.batches += 1;
         assert!(self.position.tally.closes(), "a pair is unaccounted for: {:?}", self.position);
@@ -124,18 +133,21 @@ impl Assembler {
         self.deliver.send(Delivery::Batch(batch, self.position.clone(), entries)).is_ok()
     }
 
-    fn empty_batch(&self) -> Batch {
+    /// An empty batch, in the memory of a used one where there is any.
+    fn new_batch(&mut self) -> Result<()> {
         let side = self.image_size;
-        let mut images = self.spare_images.try_recv().unwrap_or_default();
+        let room = self.batch_size * 3 * side * side;
+        let spare = self.spare_images.try_recv().ok().filter(|spare| spare.capacity() >= room);
+        let mut images = spare.map_or_else(|| self.memory.empty(room), Ok)?;
         images.clear();
-        images.reserve_exact(self.batch_size * 3 * side * side);
-        Batch {
+        self.batch = Batch {
             images,
             image_size: side,
             captions: PackedTokens::new(),
             labels: Vec::with_capacity(self.batch_size),
             samples: Vec::with_capacity(self.batch_size),
-        }
+        };
+        Ok(())
     }
 
     fn finish(mut self) {
@@ -165,7 +177,7 @@ mod tests {
         let (slot_sender, slots) = bounded(4);
         let (recycle, spare_images) = bounded(1);
         // What a used batch still holds, and more room than is needed.
-        let used = vec![f32::NAN; 100];
+        let used = HostBuf::from(vec![f32::NAN; 100]);
         let used_place = used.as_ptr();
         recycle.send(used).unwrap();
         let mut places = Vec::new();
@@ -182,7 +194,7 @@ mod tests {
         Assembler::new(&config, Position::default(), deliver, (sender, spare_images)).run(&slots);
         let Ok(Delivery::Batch(batch, ..)) = deliveries.recv() else { panic!("no batch") };
         assert_eq!(batch.images.as_ptr(), used_place);
-        assert_eq!(batch.images, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        assert_eq!(batch.images[..], [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
         assert_eq!(spare_rows.iter().map(|row| row.as_ptr()).collect::<Vec<_>>(), places);
     }
 }

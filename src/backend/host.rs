@@ -1,0 +1,195 @@
+//! Memory of the host that a device copies from: pictures, mostly.
+//!
+//! A GPU copies without waiting only from memory that the system cannot move; who fills such memory
+//! need not know that it is special.
+
+use super::Device;
+use crate::error::{Error, Result};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+/// Numbers in memory of some kind. Their place and number never change.
+pub trait HostMemory: Send + Sync {
+    /// The numbers.
+    fn values(&self) -> &[f32];
+    /// The numbers, to be written.
+    fn values_mut(&mut self) -> &mut [f32];
+}
+
+impl HostMemory for Vec<f32> {
+    fn values(&self) -> &[f32] {
+        self
+    }
+    fn values_mut(&mut self) -> &mut [f32] {
+        self
+    }
+}
+
+/// A row of numbers that grows within its memory, never beyond.
+pub struct HostBuf {
+    memory: Box<dyn HostMemory>,
+    len: usize,
+}
+
+impl HostBuf {
+    /// All of `memory`.
+    pub fn new(memory: impl HostMemory + 'static) -> Self {
+        Self { len: memory.values().len(), memory: Box::new(memory) }
+    }
+
+    /// `len` zeros in ordinary memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is not as much.
+    pub fn heap(len: usize) -> Result<Self> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(len).map_err(|_| {
+            let bytes = len.saturating_mul(size_of::<f32>());
+            Error::Device(format!("no memory for {bytes} bytes on the host; lower the batch size"))
+        })?;
+        memory.resize(len, 0.0);
+        Ok(Self::new(memory))
+    }
+
+    /// Numbers it has room for.
+    pub fn capacity(&self) -> usize {
+        self.memory.values().len()
+    }
+
+    /// Forgets the numbers; the room stays.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Appends numbers. Panics where there is no room.
+    pub fn extend_from_slice(&mut self, values: &[f32]) {
+        let end = self.len + values.len();
+        self.memory.values_mut()[self.len..end].copy_from_slice(values);
+        self.len = end;
+    }
+}
+
+impl Deref for HostBuf {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.memory.values()[..self.len]
+    }
+}
+
+impl DerefMut for HostBuf {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.memory.values_mut()[..self.len]
+    }
+}
+
+impl From<Vec<f32>> for HostBuf {
+    fn from(values: Vec<f32>) -> Self {
+        Self::new(values)
+    }
+}
+
+impl FromIterator<f32> for HostBuf {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
+        Self::new(Vec::from_iter(values))
+    }
+}
+
+impl Default for HostBuf {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+/// A copy in ordinary memory.
+impl Clone for HostBuf {
+    fn clone(&self) -> Self {
+        Self::new(self.to_vec())
+    }
+}
+
+impl PartialEq for HostBuf {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl fmt::Debug for HostBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+type Alloc = dyn Fn(usize) -> Result<HostBuf> + Send + Sync;
+
+/// Where [`HostBuf`]s come from; the default is ordinary memory.
+#[derive(Clone)]
+pub struct HostAlloc(Arc<Alloc>);
+
+impl HostAlloc {
+    /// What `alloc` gives: buffers of as many numbers as asked for.
+    pub fn new(alloc: impl Fn(usize) -> Result<HostBuf> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(alloc))
+    }
+
+    /// Memory as `device` likes it ([`Device::host_alloc`]).
+    pub fn of<D: Device>(device: &D) -> Self {
+        let device = device.clone();
+        Self::new(move |len| device.host_alloc(len))
+    }
+
+    /// Room for `len` numbers, empty.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where memory does not suffice.
+    pub fn empty(&self, len: usize) -> Result<HostBuf> {
+        let mut buf = (self.0)(len)?;
+        buf.clear();
+        Ok(buf)
+    }
+}
+
+impl Default for HostAlloc {
+    fn default() -> Self {
+        Self::new(HostBuf::heap)
+    }
+}
+
+impl fmt::Debug for HostAlloc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HostAlloc")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_within_its_room_and_compares_by_content() {
+        let mut buf = HostAlloc::default().empty(4).unwrap();
+        assert_eq!((buf.len(), buf.capacity()), (0, 4));
+        let place = buf.as_ptr();
+        buf.extend_from_slice(&[1.0, 2.0]);
+        buf.extend_from_slice(&[3.0]);
+        buf[0] = 5.0;
+        assert_eq!(buf, HostBuf::from(vec![5.0, 2.0, 3.0]));
+        assert_eq!(buf.clone(), buf);
+        assert_ne!(buf.clone().as_ptr(), place);
+        buf.clear();
+        buf.extend_from_slice(&[7.0; 4]);
+        assert_eq!((&buf[..], buf.as_ptr()), (&[7.0; 4][..], place));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn more_than_there_is_room_for_is_a_mistake() {
+        HostBuf::heap(2).unwrap().extend_from_slice(&[0.0; 3]);
+    }
+
+    #[test]
+    fn too_much_is_refused() {
+        let refusal = HostBuf::heap(usize::MAX / 4).unwrap_err().to_string();
+        assert!(refusal.contains("on the host"), "{refusal}");
+    }
+}
