@@ -261,6 +261,7 @@ fn offers_fit_and_nothing_larger_does() {
     assert!(told.contains("expected --grad-checkpointing (the same result"), "{told}");
     // 20 divides 60, as 15 does; no number between them.
     assert!(told.contains("--batch-size 20 --accum-freq 3 (the same loss"), "{told}");
+    assert!(!told.contains("--grad-checkpointing (the same loss"), "one is enough: {told}");
     let told = refusal(&recipe, total(&recipe, 20, 3, Keep::All) - 1);
     assert!(told.contains("--batch-size 15 --accum-freq 4 ("), "{told}");
     let told = refusal(&recipe, total(&recipe, 15, 4, Keep::All));
@@ -278,7 +279,11 @@ fn offers_fit_and_nothing_larger_does() {
         !told.contains("checkpointing") && told.contains("--batch-size 20 --accum-freq 3"),
         "{told}"
     );
-    let told = refusal(&recipe, total(&recipe, 1, 60, Keep::Inputs) - 1);
-    assert!(told.contains("at most --batch-size "), "{told}");
+    recipe.keep = Keep::All;
+    let memory = total(&recipe, 1, 60, Keep::Inputs) - 1;
+    let told = refusal(&recipe, memory);
+    let most = planner::<Cpu<f32>>(recipe.clone()).largest_batch(Keep::Inputs, memory);
+    assert!(most > planner::<Cpu<f32>>(recipe.clone()).largest_batch(Keep::All, memory));
+    assert!(told.contains(&format!("at most --batch-size {most} --grad-checkpointing")), "{told}");
     assert!(refusal(&recipe, 1000).contains("a smaller --model: no --batch-size fits"));
 }

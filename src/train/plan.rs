@@ -235,7 +235,7 @@ impl<D: Device> Planner<'_, D> {
         }
     }
 
-    /// Flags that give the same loss in less memory and fit.
+    /// Flags that give the same loss in less memory and fit, for a recipe that does not.
     fn offers(&self, memory: u64) -> Vec<String> {
         let StepOptions { micro_batch, accum_freq, .. } = self.recipe.step;
         let keeps_all = self.recipe.keep == Keep::All;
@@ -247,8 +247,7 @@ impl<D: Device> Planner<'_, D> {
         let divisors = divisors(pairs);
         let largest = |keep| {
             let fits = |&size: &usize| self.fits(size, pairs / size, keep, memory);
-            let smaller = &divisors[..divisors.partition_point(|&size| size < micro_batch)];
-            smaller[..smaller.partition_point(fits)].last().copied()
+            divisors[..divisors.partition_point(fits)].last().copied()
         };
         let divided = |size: usize, more: &str| {
             let passes = pairs / size;
