@@ -1,77 +1,123 @@
-//! Speed of a whole training step of CLIP on the CPU, against the machine's own matrix product.
+//! Speed of a whole training step of CLIP, against the device's own matrix product.
 //!
-//! `cargo bench --bench step -- [MODEL] [PAIRS] [THREADS] [STEPS]` (ViT-B-32, 32, all cores, 3).
-//! Prints time and samples a second, the floating-point operations of the step's matrix products
-//! (forward and backward, attention included, everything else left out), and what share of the
-//! largest square product's rate, measured before and after, that is.
+//! `cargo bench --bench step -- [--device cpu|cuda|sim] [--json FILE] [MODEL] [PAIRS] [THREADS]
+//! [STEPS]` (ViT-B-32, 32, all cores, 3). Captions are as long as alt texts are, so that batches
+//! differ in tokens; a few of them take turns. Prints time and pairs a second, the floating-point
+//! operations of the step's matrix products (forward and backward, attention included, everything
+//! else left out), and what share of the largest square product's rate, measured before and after,
+//! that is. Losses show that the numbers stayed finite.
 
-use roclip::backend::cpu::Cpu;
-use roclip::backend::ops::linear::{self, Layout, LinearShape};
-use roclip::backend::{Slot, Solo, View, ViewMut, Weight};
+#[path = "common/mod.rs"]
+mod common;
+
+use clap::Parser;
+use common::{Clock, Flags, Kind, Work};
+use roclip::Result;
+use roclip::backend::{Backend, Solo};
 use roclip::encode::{self, Clip, ClipConfig, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId};
 use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
-use roclip::train::step::{Parts, StepOptions, Trainer};
+use roclip::train::step::{Outcome, Parts, StepOptions, Trainer};
+use serde_json::json;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
-/// Tokens of a caption, start and end included: a usual alt text.
-const CAPTION: usize = 14;
-/// Side of the square product.
-const SIDE: usize = 2048;
+/// Tokens of a caption, start and end included.
+const LENGTHS: RangeInclusive<usize> = 8..=24;
+/// Batches that take turns.
+const BATCHES: usize = 4;
 
-fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with("--")).collect();
-    let number = |at: usize, or: usize| {
-        words.get(at).map_or(or, |w| w.parse().unwrap_or_else(|_| panic!("{w:?} is no number")))
-    };
-    let name = words.first().map_or("ViT-B-32", String::as_str);
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let (pairs, threads, steps) = (number(1, 32), number(2, cores), number(3, 3));
-    let config = ClipConfig::load(name).unwrap_or_else(|e| panic!("{e}"));
-    let device = Cpu::<f32>::new(threads).unwrap_or_else(|e| panic!("{e}"));
-    let mut trainer = trainer(&device, &config, pairs);
-    let batch = batch(&config, pairs);
-    let mut peaks = vec![peak(&device)];
-    let mut times: Vec<f64> = (0..=steps)
-        .map(|_| {
-            let began = Instant::now();
-            trainer.step(&batch, 0).unwrap_or_else(|e| panic!("{e}"));
-            began.elapsed().as_secs_f64()
-        })
-        .skip(1)
-        .collect();
-    peaks.push(peak(&device));
-    times.sort_by(f64::total_cmp);
-    let (median, least) = (times[times.len() / 2], times[0]);
-    let peak = peaks.iter().copied().fold(0.0, f64::max);
-    let flop = flop(&config, pairs);
-    println!("{name}, {pairs} pairs of {CAPTION} tokens, {threads} threads, {steps} steps");
-    println!("median {median:.3} s, least {least:.3} s: {:.2} samples/s", pairs as f64 / median);
-    println!(
-        "{:.1} GFLOP a step: {:.1} GFLOP/s, {:.0} % of the {SIDE}³ product's {:.1} GFLOP/s",
-        flop / 1e9,
-        flop / median / 1e9,
-        100.0 * flop / median / peak,
-        peak / 1e9
-    );
+/// Speed of a whole training step of CLIP
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// A name or a file, as of --model
+    #[arg(default_value = "ViT-B-32")]
+    model: String,
+    /// Pairs of a step
+    #[arg(default_value_t = 32)]
+    pairs: usize,
+    /// Threads of the CPU
+    #[arg(default_value_t = std::thread::available_parallelism().map_or(1, NonZeroUsize::get))]
+    threads: usize,
+    /// Steps that are timed
+    #[arg(default_value_t = 3)]
+    steps: usize,
 }
 
-/// Rate of the square product, best of five, FLOP/s.
-fn peak(device: &Cpu) -> f64 {
-    let shape = LinearShape { rows: SIDE, inputs: SIDE, outputs: SIDE, layout: Layout::OutIn };
-    let (x, w) = (vec![0.5f32; SIDE * SIDE], vec![0.25f32; SIDE * SIDE]);
-    let mut y = vec![0.0f32; SIDE * SIDE];
-    let best = (0..5).map(|_| {
-        let began = Instant::now();
-        let weight = Weight::at(&w, Slot { offset: 0, len: w.len() });
-        let out = ViewMut::all(&mut y);
-        linear::forward(device, shape, View::all(&x), weight, None, None, out)
-            .unwrap_or_else(|e| panic!("{e}"));
-        began.elapsed().as_secs_f64()
-    });
-    2.0 * (SIDE as f64).powi(3) / best.fold(f64::INFINITY, f64::min)
+fn main() {
+    let arguments = Arguments::parse();
+    arguments.flags.run(arguments.threads, &arguments).unwrap_or_else(|e| panic!("{e}"));
+}
+
+impl Work for &Arguments {
+    fn on<D: Backend>(self, device: &D) -> Result<()> {
+        let (config, pairs) = (ClipConfig::load(&self.model)?, self.pairs);
+        let mut trainer = trainer(device, &config, pairs)?;
+        let batches: Vec<Batch> = (0..BATCHES).map(|n| batch(&config, pairs, n)).collect();
+        let side = match self.flags.device {
+            Kind::Cpu => 2048,
+            Kind::Cuda => 8192,
+            Kind::Sim => 64,
+        };
+        let clock = Clock::new(device)?;
+        let before = clock.product(side)?;
+        let (mut times, mut losses) = (Vec::new(), Vec::new());
+        // each batch twice: a device may learn a kind of step when it comes a second time
+        let warm_up = if self.flags.device == Kind::Cuda { 2 * BATCHES } else { 1 };
+        for step in 0..warm_up + self.steps.max(1) {
+            let began = Instant::now();
+            let outcome = trainer.step(&batches[step % BATCHES], 0)?;
+            times.push(began.elapsed().as_secs_f64());
+            match outcome {
+                Outcome::Stepped(report) => losses.push(report.loss),
+                Outcome::Refused(why) => panic!("step {step}: {} is not finite", why.what),
+            }
+        }
+        times.drain(..warm_up);
+        times.sort_by(f64::total_cmp);
+        let product = clock.product(side)?.max(before);
+        let work = batches.iter().map(|batch| flop(&config, &batch.captions)).sum::<f64>();
+        self.tell(&device.name(), &times, &losses, work / BATCHES as f64, (side, product));
+        Ok(())
+    }
+}
+
+impl Arguments {
+    fn tell(
+        &self,
+        device: &str,
+        times: &[f64],
+        losses: &[f64],
+        flop: f64,
+        (side, product): (usize, f64),
+    ) {
+        let (name, pairs) = (&self.model, self.pairs);
+        let (least, median, most) = (times[0], times[times.len() / 2], times[times.len() - 1]);
+        let (rate, share) = (flop / median, flop / median / product);
+        println!("{name}, {pairs} pairs, {LENGTHS:?} tokens, {device}, {} steps", times.len());
+        println!(
+            "median {median:.4} s, least {least:.4} s, most {most:.4} s: {:.2} pairs/s",
+            pairs as f64 / median
+        );
+        println!(
+            "{:.1} GFLOP a step: {:.2} TFLOP/s, {:.0} % of the {side}³ product's {:.2} TFLOP/s",
+            flop / 1e9,
+            rate / 1e12,
+            100.0 * share,
+            product / 1e12
+        );
+        println!("losses {:.4} to {:.4}", losses[0], losses[losses.len() - 1]);
+        self.flags.write(&json!({
+            "device": device, "model": name, "pairs": pairs, "steps": times.len(),
+            "median_s": median, "least_s": least, "most_s": most,
+            "pairs_per_s": pairs as f64 / median, "flop": flop, "flop_per_s": rate,
+            "product_flop_per_s": product, "share": share, "losses": losses,
+        }));
+    }
 }
 
 /// Operations of the matrix products of a step.
@@ -79,7 +125,7 @@ fn peak(device: &Cpu) -> f64 {
 /// A linear map costs `2·rows·inputs·outputs` forward and twice that backward. Attention is two
 /// products of `2·T²·C` forward and five backward, which recomputes the scores; a causal mask
 /// halves them. The patch embedding has no gradient by its input.
-fn flop(config: &ClipConfig, pairs: usize) -> f64 {
+fn flop(config: &ClipConfig, captions: &PackedTokens) -> f64 {
     let (vision, text) = (&config.vision_cfg, &config.text_cfg);
     let patches = (vision.image_size / vision.patch_size).pow(2);
     let pixels = 3 * vision.patch_size.pow(2);
@@ -92,18 +138,34 @@ fn flop(config: &ClipConfig, pairs: usize) -> f64 {
     let image = vision.layers as f64 * block(patches + 1, vision.width, vision.hidden(), 1.0)
         + 2.0 * linear(patches, pixels, vision.width)
         + 3.0 * linear(1, vision.width, config.embed_dim);
-    let caption = text.layers as f64 * block(CAPTION, text.width, text.hidden(), 0.5)
-        + 3.0 * linear(1, text.width, config.embed_dim);
-    pairs as f64 * (image + caption)
+    let caption = |n: usize| {
+        text.layers as f64 * block(captions.get(n).len(), text.width, text.hidden(), 0.5)
+            + 3.0 * linear(1, text.width, config.embed_dim)
+    };
+    captions.len() as f64 * image + (0..captions.len()).map(caption).sum::<f64>()
 }
 
-fn batch(config: &ClipConfig, pairs: usize) -> Batch {
+/// Tokens of caption `n` of batch `number`: short ones are more frequent, 13 on average.
+///
+/// The lesser of two numbers drawn by a congruential generator; `scripts/peers.py` draws the same.
+fn length(number: usize, n: usize) -> usize {
+    let mut state = (number * 1_000_003 + n) as u32;
+    let mut draw = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % (LENGTHS.end() - LENGTHS.start() + 1)
+    };
+    LENGTHS.start() + draw().min(draw())
+}
+
+fn batch(config: &ClipConfig, pairs: usize, number: usize) -> Batch {
     let side = config.vision_cfg.image_size;
-    let pixel = |n: usize| ((n * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
+    let pixel = |n: usize| (((n + number) * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
     let mut captions = PackedTokens::new();
     for n in 0..pairs {
-        let mut ids: Vec<u32> = (0..CAPTION).map(|t| ((n * 31 + t * 7) % 40_000) as u32).collect();
-        (ids[0], ids[CAPTION - 1]) = (49_406, 49_407);
+        let length = length(number, n);
+        let id = |t: usize| ((n * 31 + t * 7 + number) % 40_000) as u32;
+        let mut ids: Vec<u32> = (0..length).map(id).collect();
+        (ids[0], ids[length - 1]) = (49_406, 49_407);
         captions.push(&ids);
     }
     let sample =
@@ -117,22 +179,19 @@ fn batch(config: &ClipConfig, pairs: usize) -> Batch {
     }
 }
 
-fn trainer(device: &Cpu, config: &ClipConfig, pairs: usize) -> Trainer<Cpu, Solo> {
-    let build = || {
-        let model = Clip::new(device, config, pairs, Keep::All)?;
-        let weights = encode::init(device, config, 0)?;
-        let adamw = AdamWOptions::default();
-        let optimizer = Optimizer::new(device, model.params(), adamw, DecayRule::ByShape)?;
-        let parts = Parts { model, weights, optimizer, pool: None };
-        let options = StepOptions {
-            objective: Objective::Clip,
-            match_every: 1,
-            micro_batch: pairs,
-            accum_freq: 1,
-            schedule: Schedule::new(ScheduleKind::Const, 1e-6, 0, 1),
-            steps_per_epoch: 1,
-        };
-        Trainer::new(device.clone(), Solo, parts, options)
+fn trainer<D: Backend>(device: &D, config: &ClipConfig, pairs: usize) -> Result<Trainer<D, Solo>> {
+    let model = Clip::new(device, config, pairs, Keep::All)?;
+    let weights = encode::init(device, config, 0)?;
+    let adamw = AdamWOptions::default();
+    let optimizer = Optimizer::new(device, model.params(), adamw, DecayRule::ByShape)?;
+    let parts = Parts { model, weights, optimizer, pool: None };
+    let options = StepOptions {
+        objective: Objective::Clip,
+        match_every: 1,
+        micro_batch: pairs,
+        accum_freq: 1,
+        schedule: Schedule::new(ScheduleKind::Const, 1e-6, 0, 1),
+        steps_per_epoch: 1,
     };
-    build().unwrap_or_else(|e: roclip::Error| panic!("{e}"))
+    Trainer::new(device.clone(), Solo, parts, options)
 }

@@ -24,7 +24,7 @@ const TOKENS: u64 = 1002;
 const COTANGENT_TEXT: u64 = 1003;
 
 fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+    golden::root().join("tests").join(name)
 }
 
 /// The generator's captions, packed; there they are padded to the context.

@@ -2,6 +2,7 @@
 //! Method: central differences in f64 at sizes that are all different, a sample of coordinates of
 //! every tensor. No tensor may lack a gradient.
 
+use crate::common::golden;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::attention::Mask;
 use roclip::backend::ops::gelu::Gelu;
@@ -287,8 +288,7 @@ fn block() {
 }
 
 fn tiny() -> ClipConfig {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/encode_config.json");
-    ClipConfig::load(path).unwrap()
+    ClipConfig::load(golden::folder().join("encode_config.json").to_str().unwrap()).unwrap()
 }
 
 #[test]

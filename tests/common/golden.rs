@@ -7,9 +7,15 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
+/// The repository, or the folder that `scripts/carry.sh` filled where the tests run elsewhere.
+pub fn root() -> PathBuf {
+    let carried = std::env::var_os("ROCLIP_ROOT");
+    carried.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// Where golden files lie.
 pub fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    root().join("tests/golden")
 }
 
 /// The lines of the manifest: sha256, file, generator.

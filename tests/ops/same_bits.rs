@@ -1,29 +1,56 @@
 //! Every operation, at odd sizes past its blocks, gives the same bits with 1, 2 and 3 threads, and
 //! when it is run again. The bodies are those of the benches, which therefore cannot rot.
 
+use super::on_every_gpu;
 use crate::common::alloc;
+use roclip::backend::Backend;
 use roclip::backend::cpu::Cpu;
 
 #[path = "../../benches/ops.rs"]
 mod benches;
 
-fn hashes(threads: usize) -> Vec<u64> {
-    let cpu = Cpu::new(threads).unwrap();
-    let run = benches::Run { cpu: &cpu, hashed: true };
-    benches::benches(true).iter_mut().map(|bench| (bench.body)(run)).collect()
+use benches::{Bench, Run, Shapes};
+
+fn all<D: Backend>(device: &D) -> Vec<Bench<D>> {
+    let mut all = Vec::new();
+    benches::each(device, &Shapes::QUICK, |bench| all.push(bench)).unwrap();
+    all
+}
+
+fn hashes<D: Backend>(device: &D) -> Vec<u64> {
+    let run = Run { device, hashed: true };
+    all(device).iter_mut().map(|bench| (bench.body)(&run).unwrap()).collect()
 }
 
 #[test]
 fn for_every_number_of_threads() {
-    let one = hashes(1);
-    assert_eq!(one, hashes(2), "2 threads");
-    assert_eq!(one, hashes(3), "3 threads");
-    assert_eq!(one, hashes(1), "again");
+    let with = |threads| hashes(&Cpu::<f32>::new(threads).unwrap());
+    let one = with(1);
+    assert_eq!(one, with(2), "2 threads");
+    assert_eq!(one, with(3), "3 threads");
+    assert_eq!(one, with(1), "again");
+}
+
+#[allow(dead_code, reason = "used with the features")]
+fn again<D: Backend>(device: &D) {
+    assert_eq!(hashes(device), hashes(device));
+}
+on_every_gpu!(again);
+
+/// As late or as early as may be, in another order of threads.
+#[test]
+#[cfg(feature = "sim")]
+fn in_every_order_of_an_emulated_gpu() {
+    use roclip::backend::cuda::{Emulator, Gpu, Mode};
+    let with = |mode, seed| hashes(&Gpu::new(Emulator::new(mode, seed)).unwrap());
+    assert_eq!(with(Mode::Lazy, 3), with(Mode::Eager, 4));
 }
 
 #[test]
 fn the_report_runs() {
-    benches::report(&Cpu::new(2).unwrap(), true);
+    let (figures, refused) = benches::report(&Cpu::<f32>::new(2).unwrap(), &Shapes::QUICK).unwrap();
+    let rows = figures["ops"].as_array().unwrap();
+    assert!(refused == 0 && rows.iter().all(|row| row["least_ms"].as_f64().unwrap() > 0.0));
 }
 
 #[test]
@@ -38,13 +65,13 @@ fn nothing_is_allocated_after_the_first_call() {
 fn allocates_only_in_the_queue_of_jobs() {
     const ROUNDS: usize = 20;
     const JOBS: usize = 4;
-    let cpu = Cpu::new(2).unwrap();
-    let run = benches::Run { cpu: &cpu, hashed: true };
-    let mut bodies = benches::benches(true);
-    bodies.iter_mut().for_each(|bench| _ = (bench.body)(run));
+    let cpu = Cpu::<f32>::new(2).unwrap();
+    let run = Run { device: &cpu, hashed: false };
+    let mut bodies = all(&cpu);
+    bodies.iter_mut().for_each(|bench| _ = (bench.body)(&run).unwrap());
     let before = alloc::so_far();
     for _ in 0..ROUNDS {
-        bodies.iter_mut().for_each(|bench| _ = (bench.body)(run));
+        bodies.iter_mut().for_each(|bench| _ = (bench.body)(&run).unwrap());
     }
     let (count, calls) = (alloc::so_far() - before, ROUNDS * bodies.len());
     println!("{count} allocations in {calls} calls");
