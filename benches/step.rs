@@ -57,7 +57,8 @@ impl Work for &Arguments {
     fn on<D: Backend>(self, device: &D) -> Result<()> {
         let (config, pairs) = (ClipConfig::load(&self.model)?, self.pairs);
         let mut trainer = trainer(device, &config, pairs)?;
-        let batches: Vec<Batch> = (0..BATCHES).map(|n| batch(&config, pairs, n)).collect();
+        let batches = (0..BATCHES).map(|n| batch(device, &config, pairs, n));
+        let batches: Vec<Batch> = batches.collect::<Result<_>>()?;
         let side = match self.flags.device {
             Kind::Cpu => 2048,
             Kind::Cuda => 8192,
@@ -69,8 +70,11 @@ impl Work for &Arguments {
         // each batch twice: a device may learn a kind of step when it comes a second time
         let warm_up = if self.flags.device == Kind::Cuda { 2 * BATCHES } else { 1 };
         for step in 0..warm_up + self.steps.max(1) {
-            let began = Instant::now();
-            let outcome = trainer.step(&batches[step % BATCHES], 0)?;
+            let (began, batch) = (Instant::now(), &batches[step % BATCHES]);
+            // as a run does whose loader is ahead
+            trainer.enqueue(batch, 0)?;
+            trainer.prefetch(&batches[(step + 1) % BATCHES])?;
+            let outcome = trainer.finish(batch)?;
             times.push(began.elapsed().as_secs_f64());
             match outcome {
                 Outcome::Stepped(report) => losses.push(report.loss),
@@ -157,7 +161,12 @@ fn length(number: usize, n: usize) -> usize {
     LENGTHS.start() + draw().min(draw())
 }
 
-fn batch(config: &ClipConfig, pairs: usize, number: usize) -> Batch {
+fn batch<D: Backend>(
+    device: &D,
+    config: &ClipConfig,
+    pairs: usize,
+    number: usize,
+) -> Result<Batch> {
     let side = config.vision_cfg.image_size;
     let pixel = |n: usize| (((n + number) * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
     let mut captions = PackedTokens::new();
@@ -170,13 +179,15 @@ fn batch(config: &ClipConfig, pairs: usize, number: usize) -> Batch {
     }
     let sample =
         |n| SampleId { shard: "none".into(), shard_index: 0, index: n, key: n.to_string().into() };
-    Batch {
-        images: (0..pairs * 3 * side * side).map(pixel).collect(),
+    let mut images = device.host_alloc(pairs * 3 * side * side)?;
+    images.iter_mut().enumerate().for_each(|(n, x)| *x = pixel(n));
+    Ok(Batch {
+        images,
         image_size: side,
         captions,
         labels: Vec::new(),
         samples: (0..pairs as u32).map(sample).collect(),
-    }
+    })
 }
 
 fn trainer<D: Backend>(device: &D, config: &ClipConfig, pairs: usize) -> Result<Trainer<D, Solo>> {
