@@ -1,5 +1,6 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
+mod ahead;
 mod common;
 mod damage;
 mod encode;

@@ -216,6 +216,44 @@ fn one_substitute_for_all_costs_at_least_log_n() {
     assert!((answer - 0.5 * (log_n + text_half)).abs() <= bounds(&case, f64::EPSILON).0);
 }
 
+/// One number that is not finite, anywhere in any tensor, on one rank or two.
+fn a_loss_that_is_not_finite_has_such_a_gradient<F: CpuFloat>() {
+    // More rows and columns than one block of either.
+    let (pairs, width) = (300, 2);
+    let finite = |x: f64| x.is_finite();
+    for (matched, tensor) in [(false, 0), (false, 1), (true, 0), (true, 2)] {
+        for (pair, value) in [(0, f64::NAN), (33, f64::INFINITY), (299, f64::NEG_INFINITY)] {
+            let mut case = random_case(pairs, width, LogitScale::init(), matched);
+            match (tensor, &mut case.substitutes) {
+                (0, _) => case.image[pair * width + 1] = value,
+                (_, None) => case.text[pair * width + 1] = value,
+                // The pool holds rows of length 1, or NaN.
+                (_, Some(pool)) => pool[pair * width..][..width].fill(f64::NAN),
+            }
+            let one = evaluate::<F>(&case, &Solo);
+            assert!(
+                !finite(one.loss) && !finite(one.d_logit_scale),
+                "{value} in {tensor}: {one:?}"
+            );
+            let case = &case;
+            let parts: Vec<Answer> = std::thread::scope(|scope| {
+                let ranks = ThreadsComm::world(2).into_iter();
+                let threads: Vec<_> =
+                    ranks.map(|comm| scope.spawn(move || evaluate::<F>(case, &comm))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(parts.iter().all(|part| !finite(part.loss)));
+            assert!(!finite(parts.iter().map(|part| part.d_logit_scale).sum()));
+        }
+    }
+}
+
+#[test]
+fn non_finite_losses_have_non_finite_gradients() {
+    a_loss_that_is_not_finite_has_such_a_gradient::<f32>();
+    a_loss_that_is_not_finite_has_such_a_gradient::<f64>();
+}
+
 #[test]
 fn no_text_gradient_is_wanted() {
     let device = Cpu::<f64>::new(1).unwrap();

@@ -1,14 +1,13 @@
 //! Goal:   a step is the description's step: twelve of them, with open_clip's model and torch's
-//! AdamW,
-//!         give the same losses, matches and parameters; however many passes hold the pairs; and
-//!         after the first of its kind a step allocates nothing.
+//!         AdamW, give the same losses, matches and parameters; however many passes hold the pairs;
+//!         and after the first of its kind a step allocates nothing.
 //! Method: `golden/make_step.py` in float64, replayed through `Trainer`; one run against another; a
 //!         counting allocator.
 
 use crate::common::tiny::{noise, tiny, tiny_weights};
 use crate::common::{alloc, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Device, Solo};
+use roclip::backend::{Backend, Device, Float, Solo};
 use roclip::encode::{Clip, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId, State};
 use roclip::matching::{CaptionPool, Objective, PoolShape};
@@ -17,9 +16,9 @@ use roclip::train::step::{Outcome, Parts, Report, StepOptions, Trainer};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-const PAIRS: usize = 6;
-const STEPS: u64 = 4;
-const EPOCHS: u64 = 3;
+pub const PAIRS: usize = 6;
+pub const STEPS: u64 = 4;
+pub const EPOCHS: u64 = 3;
 const LENGTHS: [usize; PAIRS] = [5, 13, 2, 9, 7, 3];
 const START: u32 = 59;
 const END: u32 = 60;
@@ -44,7 +43,7 @@ struct GoldenStep {
 }
 
 /// The generator's batch.
-fn batch(step: u64) -> Batch {
+pub fn batch(step: u64) -> Batch {
     let (side, context) = (15, 13);
     let values = noise(PIXELS + step, PAIRS * 3 * side * side);
     let images = values.chunks(3 * side * side).enumerate().flat_map(|(n, image)| {
@@ -70,16 +69,24 @@ fn trainer<F: CpuFloat>(
     passes: usize,
     threads: usize,
 ) -> Trainer<Cpu<F>, Solo> {
-    let device = Cpu::<F>::new(threads).unwrap();
+    trainer_on(&Cpu::new(threads).unwrap(), objective, passes, Keep::All)
+}
+
+pub fn trainer_on<D: Backend>(
+    device: &D,
+    objective: Objective,
+    passes: usize,
+    keep: Keep,
+) -> Trainer<D, Solo> {
     let config = tiny(false);
-    let model = Clip::new(&device, &config, PAIRS / passes, Keep::All).unwrap();
-    let values: Vec<F> = tiny_weights(model.params()).into_iter().map(F::from_f64).collect();
+    let model = Clip::new(device, &config, PAIRS / passes, keep).unwrap();
+    let values: Vec<_> = tiny_weights(model.params()).into_iter().map(Float::from_f64).collect();
     let adamw = AdamWOptions { lr: 0.002, grad_clip_norm: Some(0.5), ..AdamWOptions::default() };
     let shape = PoolShape { rows: 9, width: config.embed_dim, queries: PAIRS };
-    let pool = CaptionPool::new(&device, objective, shape, 0).unwrap();
+    let pool = CaptionPool::new(device, objective, shape, 0).unwrap();
     let parts = Parts {
         weights: device.weights(&values).unwrap(),
-        optimizer: Optimizer::new(&device, model.params(), adamw, DecayRule::ByShape).unwrap(),
+        optimizer: Optimizer::new(device, model.params(), adamw, DecayRule::ByShape).unwrap(),
         pool: objective.has_pool().then_some(pool),
         model,
     };
@@ -91,7 +98,7 @@ fn trainer<F: CpuFloat>(
         schedule: Schedule::new(ScheduleKind::Cosine, adamw.lr, 3, EPOCHS * STEPS),
         steps_per_epoch: STEPS,
     };
-    Trainer::new(device, Solo, parts, options).unwrap()
+    Trainer::new(device.clone(), Solo, parts, options).unwrap()
 }
 
 #[track_caller]
@@ -154,29 +161,37 @@ fn passes_do_not_change_the_contrastive_result() {
     replays(Objective::Clip, 3);
 }
 
-/// A step that cannot be taken leaves parameters, moments, pool and counts as they were.
+pub fn saved<D: Backend>(trainer: &Trainer<D, Solo>) -> State {
+    let mut state = State::default();
+    trainer.save(&mut state).unwrap();
+    state
+}
+
+/// A step that cannot be taken leaves parameters, moments, pool and counts as they were, whether
+/// its images have their own captions or, as in the second epoch, the pool's.
 #[test]
 fn a_refused_step_changes_nothing() {
-    let mut trainer = trainer::<f32>(Objective::RoClip, 1, 2);
-    stepped(&mut trainer, 0, &batch(0));
-    let saved = |trainer: &Trainer<Cpu<f32>, Solo>| {
-        let mut state = State::default();
-        trainer.save(&mut state).unwrap();
-        state
-    };
-    let before = saved(&trainer);
-    let mut broken = batch(1);
-    let pixels = broken.images.len() / PAIRS;
-    broken.images[4 * pixels + 7] = f32::NAN;
-    let Outcome::Refused(refusal) = trainer.step(&broken, 0).unwrap() else {
-        panic!("a step with NaN was taken");
-    };
-    assert_eq!(refusal.what, "loss");
-    let suspects: Vec<u32> = refusal.suspects.iter().map(|s| s.index).collect();
-    assert_eq!(suspects, [4], "the pair with the broken picture, and no other");
-    assert_eq!(saved(&trainer), before);
-    stepped(&mut trainer, 1, &batch(1));
-    assert_ne!(saved(&trainer), before);
+    for (value, good) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
+        .into_iter()
+        .flat_map(|value| [(value, 1), (value, STEPS), (value, STEPS + 1)])
+    {
+        let mut trainer = trainer::<f32>(Objective::RoClip, 1, 2);
+        (0..good).for_each(|step| _ = stepped(&mut trainer, step, &batch(step)));
+        let before = saved(&trainer);
+        let mut broken = batch(good);
+        let pixels = broken.images.len() / PAIRS;
+        broken.images[4 * pixels + 7] = value;
+        let Outcome::Refused(refusal) = trainer.step(&broken, good / STEPS).unwrap() else {
+            panic!("a step with {value} was taken");
+        };
+        assert_eq!(refusal.what, "loss");
+        let suspects: Vec<u32> = refusal.suspects.iter().map(|s| s.index).collect();
+        assert_eq!(suspects, [4], "the pair with the broken picture, and no other");
+        assert_eq!(saved(&trainer), before);
+        let report = stepped(&mut trainer, good, &batch(good));
+        assert_eq!(report.matched, good >= STEPS);
+        assert_ne!(saved(&trainer), before);
+    }
 }
 
 #[test]
@@ -196,7 +211,9 @@ fn steps_allocate_nothing_alone() {
         // Epoch 1 has steps of CLIP only; epoch 2 is matched.
         for (step, batch) in batches.iter().enumerate() {
             let before = alloc::so_far();
-            stepped(&mut trainer, step as u64, batch);
+            trainer.enqueue(batch, step as u64 / STEPS).unwrap();
+            batches.get(step + 1).iter().for_each(|next| trainer.prefetch(next).unwrap());
+            assert!(matches!(trainer.finish(batch).unwrap(), Outcome::Stepped(_)));
             let count = alloc::so_far() - before;
             let first_of_its_kind = [0, STEPS as usize].contains(&step);
             assert!(

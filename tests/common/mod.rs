@@ -6,6 +6,7 @@ pub mod alloc;
 pub mod bound;
 pub mod flat;
 pub mod golden;
+pub mod lazy;
 pub mod shards;
 pub mod threads_comm;
 pub mod tiny;

@@ -197,4 +197,35 @@ mod tests {
         assert_eq!(batch.images[..], [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
         assert_eq!(spare_rows.iter().map(|row| row.as_ptr()).collect::<Vec<_>>(), places);
     }
+
+    /// The first batch fits, the second does not: the consumer gets one and learns of the other.
+    #[test]
+    fn memory_comes_from_the_handle_and_its_refusal_is_delivered() {
+        let left = std::sync::atomic::AtomicUsize::new(6);
+        let memory = HostAlloc::new(move |len| {
+            let take = |left: usize| left.checked_sub(len);
+            let relaxed = std::sync::atomic::Ordering::Relaxed;
+            let taken = left.fetch_update(relaxed, relaxed, take);
+            taken.map_err(|_| Error::Device("none left".into()))?;
+            HostBuf::heap(len)
+        });
+        let transform = TransformConfig::new(1, Augment::clip());
+        let config = LoaderConfig { batch_size: 2, memory, transform, ..LoaderConfig::default() };
+        let (deliver, deliveries) = bounded(2);
+        let (slot_sender, slots) = bounded(2);
+        for _ in 0..2 {
+            let (reply, answer) = bounded(1);
+            let (image, tokens) = (vec![0.5; 3], Vec::new());
+            let row = Prepared { image, tokens, label: None, is_forged: false };
+            assert!(reply.send(Ok(row)).is_ok());
+            let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
+            assert!(slot_sender.send(Slot::Pair(id, 0, answer)).is_ok());
+        }
+        let spare = (bounded(1).0, bounded(1).1);
+        Assembler::new(&config, Position::default(), deliver, spare).run(&slots);
+        let Ok(Delivery::Batch(batch, ..)) = deliveries.recv() else { panic!("no batch") };
+        assert_eq!(batch.images[..], [0.5; 6]);
+        let Ok(Delivery::Failed(error, ..)) = deliveries.recv() else { panic!("no word") };
+        assert_eq!(error.to_string(), "device: none left");
+    }
 }
