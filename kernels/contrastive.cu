@@ -1,9 +1,264 @@
-#include "common/launch.cuh"
+// contrastive.cu: one direction of CLIP's symmetric loss, local rows against gathered columns.
+//
+//   l[i,j] = s <rows[i], cols[j]>,  s = exp(logit_scale)
+//   lse[i] = log sum_j exp(l[i,j])                              own[i] = l[i, offset + i]
+//   weights[i,j] = s/(2G) (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 [j = offset+i])
+//   dlogit_scale += sum_i <rows[i], drows[i]>,   drows = weights . cols, a matrix product
+//
+//   tensor        shape                dtype  role
+//   rows          [N, D]               bf16   in   for `weights` a block of rows
+//   cols          [G, D]               bf16   in
+//   logit_scale   [1]                  f32    in   natural log; read on the device
+//   lse, own      [N]                  f32    out
+//   strip_*       [ROCLIP_STRIPS, N]   f32    scratch: every strip's largest product and sum
+//   row_lse       [N]; col_lse [G]     f32    in
+//   weights       [N, G]               bf16   out
+//   drows         [N, D]               bf16   in
+//   dlogit_scale  [1]                  f32    added to
+//   partial       [ROCLIP_PARTS]       f32    scratch
+//
+// Requires  N, G, D >= 1; offset + N <= G. Reads 16 bytes at a time where D % 8 == 0 and the
+//           pointers are aligned (and, for `weights`, G is even), else element by element.
+// Launch    similarity: ceil(N / 128) x strips blocks of 256; join: a thread per row; scale: at
+//           most ROCLIP_PARTS blocks of 256, then one.
+// Mapping   block -> 128 rows and a strip of columns, swept in tiles of 128 (see
+//           common/similarity.cuh); lane -> 4 rows, and of each tile 16 of its columns.
+// Barriers  those of the sweep, and one before the warps' sums are joined.
+// Numerics  the running maximum is that of the inner products (s > 0 keeps their order), and
+//           exp(l - max) = 2^((x - max) s/ln 2): near the maximum the difference is exact. Sums f32
+//           in a fixed order: lane, lanes, warps, strips; those of dlogit_scale f64. NaN stays in
+//           its row, or in the rows of `weights` that see its column.
+// Cost      forward and weights 2*N*G*D flop each; weights writes N*G elements.
+// Twins     src/backend/{ops,cpu,cuda}/contrastive.rs, tests/ops/contrastive.rs
+// Source    the loss of CLIP (Radford et al. 2021, figure 3)
+
+#include "common/similarity.cuh"
+
+#include <cfloat>
 
 namespace ROCLIP_BUILD {
+namespace {
 
-int32_t contrastive_forward(RoclipStream, const ContrastiveForward*) { return ROCLIP_REFUSED; }
-int32_t contrastive_weights(RoclipStream, const ContrastiveWeights*) { return ROCLIP_REFUSED; }
-int32_t contrastive_scale(RoclipStream, const ContrastiveScale*) { return ROCLIP_REFUSED; }
+using namespace similarity;
+
+// ---------------------------------------------------------------------------------------- forward
+
+// A sum of exponentials relative to the largest; `s2` is s / ln 2.
+struct Sum {
+    float max, sum;
+};
+
+// Nothing yet. Finite, so that no difference of two maxima is NaN.
+__device__ __forceinline__ Sum nothing() { return {-FLT_MAX, 0.f}; }
+
+__device__ __forceinline__ Sum join(Sum a, Sum b, float s2) {
+    const float max = fmaxf(a.max, b.max);
+    return {max, a.sum * exp2_approx((a.max - max) * s2) + b.sum * exp2_approx((b.max - max) * s2)};
+}
+
+// Takes a tile's products in.
+__device__ __forceinline__ void update(Sum (&sums)[HALVES], Tile& tile, float s2) {
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+        float max = sums[h].max;
+#pragma unroll
+        for (int i = 0; i < 2 * PAIRS; ++i) {
+            max = fmaxf(max, element(tile, h, i));
+        }
+        float sum = sums[h].sum * exp2_approx((sums[h].max - max) * s2);
+#pragma unroll
+        for (int i = 0; i < 2 * PAIRS; ++i) {
+            sum += exp2_approx((element(tile, h, i) - max) * s2);
+        }
+        sums[h] = {max, sum};
+    }
+}
+
+struct Forward {
+    ContrastiveForward a;
+    Operands operands;
+};
+
+// The logits of rows with their own columns, where this tile holds them.
+__device__ __forceinline__ void write_own(const ContrastiveForward& a, Tile& tile, int64_t col,
+                                          float s) {
+    const int64_t row = int64_t(blockIdx.x) * ROWS;
+    const int64_t ahead = row + a.offset - col;  // column of the block's first row, in the tile
+    if (ahead <= -ROWS || ahead >= COLS) return;
+    const int mine = int(ahead) + row_of(0) - col_of(0, 0), rows = rows_left(a.rows_n);
+    float* const own = a.own + row + row_of(0);
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+#pragma unroll
+        for (int i = 0; i < 2 * PAIRS; ++i) {
+            const bool here = i / 2 * 8 + i % 2 == mine + h * 8 && h * 8 < rows;
+            if (here) own[h * 8] = s * element(tile, h, i);
+        }
+    }
+}
+
+template <bool VECTOR>
+__global__ void __launch_bounds__(THREADS, 2) contrastive_forward_kernel(Forward f) {
+    __shared__ Sum by_warp[WARPS_ACROSS][ROWS];
+    const float s = expf(*f.a.logit_scale), s2 = s * LOG2E;
+    Sum sums[HALVES];
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) sums[h] = nothing();
+    sweep<VECTOR>(f.operands, [&](Tile& tile, int64_t col) {
+        mask(tile, col, f.a.cols_n, -INFINITY);
+        update(sums, tile, s2);
+        write_own(f.a, tile, col, s);
+    });
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+        for (int step = 1; step < 4; step *= 2) {  // the four lanes that share a row
+            const Sum other = {__shfl_xor_sync(ALL_LANES, sums[h].max, step),
+                               __shfl_xor_sync(ALL_LANES, sums[h].sum, step)};
+            sums[h] = join(sums[h], other, s2);
+        }
+        if (threadIdx.x % 4 == 0) {
+            by_warp[threadIdx.x / WARP % WARPS_ACROSS][row_of(h)] = sums[h];
+        }
+    }
+    __syncthreads();
+    const int64_t row = int64_t(blockIdx.x) * ROWS + threadIdx.x;
+    if (threadIdx.x >= ROWS || row >= f.a.rows_n) return;
+    Sum of_strip = nothing();
+    for (int w = 0; w < WARPS_ACROSS; ++w) of_strip = join(of_strip, by_warp[w][threadIdx.x], s2);
+    f.a.strip_max[blockIdx.y * f.a.rows_n + row] = of_strip.max;
+    f.a.strip_sum[blockIdx.y * f.a.rows_n + row] = of_strip.sum;
+}
+
+__global__ void __launch_bounds__(THREADS) contrastive_join_kernel(ContrastiveForward a) {
+    const int64_t row = int64_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (row >= a.rows_n) return;
+    const float s = expf(*a.logit_scale);
+    const int64_t tiles = (a.cols_n + COLS - 1) / COLS;
+    Sum all = nothing();
+    for (int64_t strip = 0; strip < tiles && strip < ROCLIP_STRIPS; ++strip) {
+        const int64_t at = strip * a.rows_n + row;
+        all = join(all, {a.strip_max[at], a.strip_sum[at]}, s * LOG2E);
+    }
+    a.lse[row] = s * all.max + logf(all.sum);
+}
+
+// --------------------------------------------------------------------------------------- backward
+
+struct Weights {
+    ContrastiveWeights a;
+    Operands operands;
+    float half_inverse;  // 1 / (2 G)
+};
+
+// The two probabilities of a pair, from its inner product; the differences are rounded once.
+__device__ __forceinline__ float probabilities(float x, float s, float row_lse, float col_lse) {
+    return exp2_approx(fmaf(x, s, -row_lse) * LOG2E) + exp2_approx(fmaf(x, s, -col_lse) * LOG2E);
+}
+
+// VECTOR: two neighbouring weights may be stored at once.
+template <bool VECTOR>
+__device__ __forceinline__ void write_weights(const Weights& w, Tile& tile, int64_t col, float s,
+                                              const float (&row_lse)[HALVES]) {
+    const ContrastiveWeights& a = w.a;
+    const float factor = s * w.half_inverse;
+    const int64_t row = int64_t(blockIdx.x) * ROWS;
+    const int rows = rows_left(a.rows_n), cols = int(min(a.cols_n - col, int64_t(COLS)));
+    const int64_t ahead = row + a.offset - col;  // column of the block's first row, in the tile
+    const bool diagonal = ahead > -ROWS && ahead < COLS;
+    const int mine = diagonal ? int(ahead) + row_of(0) - col_of(0, 0) : 2 * COLS;
+    bf16* const corner = a.weights + (row + row_of(0)) * a.cols_n + col + col_of(0, 0);
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) {
+        const int left = cols - col_of(p, 0);  // columns from here on
+        const float* const lse = a.col_lse + col + col_of(p, 0);
+        const float col_lse[2] = {left > 0 ? lse[0] : 0.f, left > 1 ? lse[1] : 0.f};
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+            if (h * 8 >= rows || left <= 0) continue;
+            Vec<bf16, 2> pair;
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const float x = element(tile, h, 2 * p + e);
+                const float own = p * 8 + e == mine + h * 8 ? 2.f : 0.f;
+                pair[e] = to_bf16(factor * (probabilities(x, s, row_lse[h], col_lse[e]) - own));
+            }
+            bf16* const to = corner + h * 8 * a.cols_n + p * 8;
+            if constexpr (VECTOR) {
+                store(to, pair);
+            } else {
+                to[0] = pair[0];
+                if (left > 1) to[1] = pair[1];
+            }
+        }
+    }
+}
+
+template <bool VECTOR>
+__global__ void __launch_bounds__(THREADS, 2) contrastive_weights_kernel(Weights w) {
+    const float s = expf(*w.a.logit_scale);
+    const float* const lse = w.a.row_lse + int64_t(blockIdx.x) * ROWS + row_of(0);
+    float row_lse[HALVES];
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) row_lse[h] = h * 8 < rows_left(w.a.rows_n) ? lse[h * 8] : 0.f;
+    sweep<VECTOR>(w.operands, [&](Tile& tile, int64_t col) {
+        write_weights<VECTOR>(w, tile, col, s, row_lse);
+    });
+}
+
+// Elements of one partial sum: a whole number of blocks' strides, the same on every device.
+inline __host__ __device__ int64_t part_len(int64_t len) {
+    const int64_t part = (len + ROCLIP_PARTS - 1) / ROCLIP_PARTS;
+    return (part + THREADS - 1) / THREADS * THREADS;
+}
+
+__global__ void __launch_bounds__(THREADS) contrastive_scale_kernel(ContrastiveScale a) {
+    __shared__ double room[THREADS / WARP];
+    const int64_t part = part_len(a.len), end = (blockIdx.x + 1) * part;
+    double sum = 0.0;
+    for (int64_t i = blockIdx.x * part + threadIdx.x; i < end && i < a.len; i += THREADS) {
+        sum += double(to_float(a.rows[i]) * to_float(a.drows[i]));  // exact in f32
+    }
+    sum = block_sum<THREADS>(sum, room);
+    if (threadIdx.x == 0) a.partial[blockIdx.x] = float(sum);
+}
+
+__global__ void __launch_bounds__(THREADS) contrastive_scale_join_kernel(ContrastiveScale a) {
+    __shared__ double room[THREADS / WARP];
+    const int64_t part = part_len(a.len);
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i * part < a.len; i += THREADS) sum += double(a.partial[i]);
+    sum = block_sum<THREADS>(sum, room);
+    if (threadIdx.x == 0) *a.dlogit_scale += float(sum);
+}
+
+}  // namespace
+
+// -------------------------------------------------------------------------------------- launchers
+
+int32_t contrastive_forward(RoclipStream stream, const ContrastiveForward* a) {
+    const Operands o = {a->rows, a->cols, a->rows_n, a->cols_n, a->width};
+    const auto start = vector(o) ? launch<contrastive_forward_kernel<true>, Forward>
+                                 : launch<contrastive_forward_kernel<false>, Forward>;
+    const int32_t error = start(stream, grid(o), dim3(THREADS), SHARED, {*a, o});
+    if (error != 0) return error;
+    const unsigned blocks = unsigned(ceil_div(a->rows_n, THREADS));
+    return launch<contrastive_join_kernel>(stream, dim3(blocks), dim3(THREADS), 0, *a);
+}
+
+int32_t contrastive_weights(RoclipStream stream, const ContrastiveWeights* a) {
+    const Operands o = {a->rows, a->cols, a->rows_n, a->cols_n, a->width};
+    const bool pairs = a->cols_n % 2 == 0 && aligned(4, a->weights);
+    const auto start = pairs && vector(o) ? launch<contrastive_weights_kernel<true>, Weights>
+                                          : launch<contrastive_weights_kernel<false>, Weights>;
+    return start(stream, grid(o), dim3(THREADS), SHARED, {*a, o, 0.5f / float(a->cols_n)});
+}
+
+int32_t contrastive_scale(RoclipStream stream, const ContrastiveScale* a) {
+    const unsigned parts = unsigned(ceil_div(a->len, part_len(a->len)));
+    const int32_t error =
+        launch<contrastive_scale_kernel>(stream, dim3(parts), dim3(THREADS), 0, *a);
+    if (error != 0) return error;
+    return launch<contrastive_scale_join_kernel>(stream, dim3(1), dim3(THREADS), 0, *a);
+}
 
 }  // namespace ROCLIP_BUILD

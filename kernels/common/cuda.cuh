@@ -22,6 +22,7 @@ namespace ROCLIP_BUILD {
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr float LOG2E = 1.4426950408889634f;
 
 // V neighbouring elements, moved by one instruction; V*sizeof(T) is at most 16.
 template <class T, int V>

@@ -13,6 +13,18 @@ inline bool aligned(uintptr_t bytes, Pointers... pointers) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Bytes of shared memory that one block may have.
+inline size_t max_shared() {
+#ifdef __CUDACC__
+    int device = 0, bytes = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return 0;
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return size_t(bytes);
+#else
+    return 227 * 1024;
+#endif
+}
+
 // Starts `Kernel(args)`; `shared` bytes of dynamic shared memory. An empty grid is nothing to do.
 template <auto Kernel, class Args>
 inline int32_t launch(RoclipStream stream, dim3 grid, dim3 block, size_t shared, const Args& args) {
