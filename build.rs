@@ -25,6 +25,7 @@ mod kernels {
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
         bindgen::Builder::default()
             .header("kernels/roclip.h")
+            .header("kernels/selftest/selftest.h")
             .header("kernels/sim/sim_api.h")
             .allowlist_type("Roclip.*")
             .allowlist_function("roclip_.*")
@@ -39,10 +40,11 @@ mod kernels {
             .expect("OUT_DIR can be written");
     }
 
-    /// The files `kernels/*.cu`.
+    /// The files `kernels/*.cu`, and the kernels that check the emulation.
     fn files() -> Vec<PathBuf> {
-        let entries = std::fs::read_dir("kernels").expect("kernels/").flatten();
-        let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
+        let folders = ["kernels", "kernels/selftest"];
+        let entries = folders.map(|folder| std::fs::read_dir(folder).expect("kernels/").flatten());
+        let mut files: Vec<_> = entries.into_iter().flatten().map(|entry| entry.path()).collect();
         files.retain(|path| path.extension().is_some_and(|e| e == "cu"));
         files.sort();
         files
@@ -116,6 +118,11 @@ mod kernels {
     pub fn sim() {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).include("kernels");
+        // see kernels/sim/README.md
+        build.flag("-fno-data-sections");
+        build.flag(
+            "-fsanitize=alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow",
+        );
         for file in files() {
             build.flag("-xc++").file(file);
         }

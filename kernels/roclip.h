@@ -1,8 +1,8 @@
 /* The C interface of the kernels: bindgen reads it, every .cu file includes it.
  *
  * One struct per launcher, named after the operation in src/backend/ops/, where formulas and shapes
- * are explained; its pointers are device pointers, row-major. A launcher returns 0, a cudaError_t, or
- * ROCLIP_REFUSED; it enqueues on the stream and returns at once. Gradients of weights are added,
+ * are explained; its pointers are device pointers, row-major. A launcher returns 0, a cudaError_t,
+ * or ROCLIP_REFUSED; it enqueues on the stream and returns at once. Gradients of weights are added,
  * everything else that is not const is overwritten.
  *
  * Pointers have the alignment of their element and no more: a kernel that wants to read 16 bytes at
@@ -267,8 +267,8 @@ typedef struct GradNorm {
 } GradNorm;
 
 /* A row of `rates`: 0 max_norm (infinity: no clipping), 1 beta1, 2 1 - beta1, 3 beta2, 4 1 - beta2,
- * 5 1 - lr * weight_decay, 6 lr / (1 - beta1^t), 7 1 / sqrt(1 - beta2^t), 8 eps, 9 whether the group
- * is updated at all, 10 and 11 unused. */
+ * 5 1 - lr * weight_decay, 6 lr / (1 - beta1^t), 7 1 / sqrt(1 - beta2^t), 8 eps, 9 whether the
+ * group is updated at all, 10 and 11 unused. */
 typedef struct AdamW {
     const float *rates;    /* [groups, ROCLIP_RATES] */
     const uint32_t *group; /* [ceil(P / ROCLIP_SLOT_ALIGN)], row of rates */

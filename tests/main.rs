@@ -12,6 +12,8 @@ mod optim;
 mod plan;
 mod robust;
 mod run;
+#[cfg(feature = "sim")]
+mod sim;
 mod step;
 mod stream;
 mod text;

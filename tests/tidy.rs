@@ -207,19 +207,29 @@ fn long_functions(text: &str) -> Vec<(usize, usize)> {
     long
 }
 
+/// What is too long or too wide in a file of any language.
+fn oversize(name: &Path, text: &str) -> Vec<String> {
+    let name = name.display();
+    let mut wrong = Vec::new();
+    if text.lines().count() > MAX_FILE {
+        wrong.push(format!("{name}: {} lines, at most {MAX_FILE}", text.lines().count()));
+    }
+    for (n, line) in text.lines().enumerate() {
+        if line.chars().count() > MAX_COLUMNS {
+            wrong.push(format!("{name}:{}: {} columns", n + 1, line.chars().count()));
+        }
+    }
+    wrong
+}
+
 #[test]
 fn pieces_are_short() {
-    let mut wrong = Vec::new();
+    let kernels = ["cu", "cuh", "h"].iter().flat_map(|extension| files("kernels", extension));
+    let mut wrong: Vec<_> = kernels.flat_map(|path| oversize(&path, &read(&path))).collect();
     for path in rust_files() {
-        let (name, text) = (path.display(), read(&path));
-        if text.lines().count() > MAX_FILE {
-            wrong.push(format!("{name}: {} lines, at most {MAX_FILE}", text.lines().count()));
-        }
-        for (n, line) in text.lines().enumerate() {
-            if line.chars().count() > MAX_COLUMNS {
-                wrong.push(format!("{name}:{}: {} columns", n + 1, line.chars().count()));
-            }
-        }
+        let text = read(&path);
+        wrong.extend(oversize(&path, &text));
+        let name = path.display();
         for (line, length) in long_functions(&text) {
             wrong.push(format!("{name}:{line}: a function of {length} lines"));
         }
@@ -235,6 +245,33 @@ fn a_long_function_is_seen() {
     );
     assert_eq!(long_functions(&text), vec![(2, 74)]);
     assert!(long_functions("fn f() {\n    g();\n}\n").is_empty());
+}
+
+/// Lines of a kernel file that are for one compiler only: those belong into `kernels/common`.
+fn impure_lines(text: &str) -> Vec<usize> {
+    let code = |line: &str| line.split("//").next().unwrap().to_owned();
+    let impure = |line: &str| {
+        let words = |c: char| !c.is_alphanumeric() && !"#_".contains(c);
+        ["#if", "#ifdef", "#ifndef", "#elif", "asm", "__asm__", "__CUDACC__", "__CUDA_ARCH__"]
+            .iter()
+            .any(|word| line.split(words).any(|w| w == *word))
+    };
+    let lines = text.lines().enumerate();
+    lines.filter(|(_, line)| impure(&code(line))).map(|(n, _)| n + 1).collect()
+}
+
+#[test]
+fn kernels_are_the_same_for_every_compiler() {
+    let kernels = files("kernels", "cu").into_iter().filter(|path| !path.ends_with("table.cu"));
+    let wrong: Vec<_> = kernels
+        .flat_map(|path| {
+            let lines = impure_lines(&read(&path));
+            lines.into_iter().map(move |n| format!("{}:{n}", path.display()))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "#if or asm in {wrong:?}");
+    let planted = "#include <x>\n#ifdef A\n  asm volatile(\"\");\n// asm\nint asmx;\n";
+    assert_eq!(impure_lines(planted), [2, 3]);
 }
 
 #[test]
@@ -304,7 +341,8 @@ fn named_paths(text: &str) -> Vec<&str> {
 #[test]
 fn documents_name_what_exists() {
     let mut missing = Vec::new();
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "demo/README.md"] {
+    let documents = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "demo/README.md"];
+    for document in documents.into_iter().chain(["kernels/sim/README.md"]) {
         let text = read(document);
         let gone = named_paths(&text).into_iter().filter(|path| !root().join(path).exists());
         missing.extend(gone.map(|path| format!("{document}: {path}")));

@@ -1,5 +1,5 @@
-// Names for the PTX instructions that kernels use; the only file with inline assembly. The emulation has
-// functions of the same names in sim/tensor.h and sim/hopper.h.
+// Names for the PTX instructions that kernels use; the only file with inline assembly. The
+// emulation has functions of the same names in sim/tensor.h and sim/hopper.h.
 #pragma once
 
 #ifdef __CUDACC__
@@ -40,8 +40,8 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Four 8x8 matrices of bf16 from shared memory, 16 bytes a row: lane l gives row l % 8 of matrix l / 8
-// and gets elements (l / 4, l % 4 * 2) and the next of each; `trans` swaps rows and columns.
+// Four 8x8 matrices of bf16 from shared memory, 16 bytes a row: lane l gives row l % 8 of matrix l
+// / 8 and gets elements (l / 4, l % 4 * 2) and the next of each; `trans` swaps rows and columns.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -90,8 +90,8 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
-// 2^x to 2 units in the last place; a result below 2^-126 is 0. One instruction: exp2f adds those that
-// keep such results.
+// 2^x to 2 units in the last place; a result below 2^-126 is 0. One instruction: exp2f adds those
+// that keep such results.
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -135,13 +135,14 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
 
 // Arrives, and the phase waits for that many bytes of TMA loads too.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
-    SM90A_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-              "r"(bytes)
+    SM90A_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+              :
+              : "r"(shared_address(barrier)), "r"(bytes)
               : "memory");
 }
 
-// Waits for the end of the phase of that parity: 0 for the first, 1 for the second, 0 for the third.
-// On a new barrier a wait for parity 1 returns at once.
+// Waits for the end of the phase of that parity: 0 for the first, 1 for the second, 0 for the
+// third. On a new barrier a wait for parity 1 returns at once.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     uint32_t done = 1;
     do {
@@ -155,8 +156,9 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
     } while (!done);
 }
 
-// Starts to load the box at column c0, row c1 of a map that `tensor_map_2d` made. The tile in shared
-// memory is aligned to 1024 bytes, 128 bytes a row, 128-byte swizzle; out-of-range elements are zero.
+// Starts to load the box at column c0, row c1 of a map that `tensor_map_2d` made. The tile in
+// shared memory is aligned to 1024 bytes, 128 bytes a row, 128-byte swizzle; out-of-range elements
+// are zero.
 __device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier,
                                             int c0, int c1) {
     SM90A_ASM(
@@ -171,8 +173,8 @@ __device__ __forceinline__ void async_proxy_fence() {
     SM90A_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// A tile of bf16 for wgmma: K along the row of 128 bytes, 128-byte swizzle, groups of eight rows 1024
-// bytes apart. 16 further along K are 32 bytes: add 2.
+// A tile of bf16 for wgmma: K along the row of 128 bytes, 128-byte swizzle, groups of eight rows
+// 1024 bytes apart. 16 further along K are 32 bytes: add 2.
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile) {
     const uint64_t address = shared_address(tile);
     return (address & 0x3ffff) >> 4 | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
@@ -199,8 +201,9 @@ __device__ __forceinline__ void wgmma_wait() {
 #define D64(i) \
     D8(i), D8(i + 8), D8(i + 16), D8(i + 24), D8(i + 32), D8(i + 40), D8(i + 48), D8(i + 56)
 
-// d[64, 128] = or += a[64, 16] b[128, 16]^T, by a warpgroup: warp w has rows 16 w to 16 w + 15, and of
-// every eight columns what mma_m16n8k16's d has: d[j * 4 + i] is element i of columns 8 j to 8 j + 7.
+// d[64, 128] = or += a[64, 16] b[128, 16]^T, by a warpgroup: warp w has rows 16 w to 16 w + 15, and
+// of every eight columns what mma_m16n8k16's d has: d[j * 4 + i] is element i of columns 8 j to 8 j
+// + 7.
 __device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b,
                                                  bool accumulate) {
     SM90A_ASM(
@@ -226,8 +229,9 @@ __device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], uint64_t a, ui
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
         "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "
+        "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, "
+        "%120, %121, %122, %123, %124, %125, %126, %127"
         "}, %128, %129, p, 1, 1, 0, 0;\n}"
         : D64(0), D64(64)
         : "l"(a), "l"(b), "r"(int(accumulate)));

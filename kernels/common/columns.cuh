@@ -25,8 +25,9 @@ __device__ __forceinline__ int64_t my_column(int64_t tile) {
     return tile * COLUMN_TILE<V> + threadIdx.x % COLUMN_LANES * V;
 }
 
-// Calls add(row, load(row), sums), V columns of SUMS matrices, for rows in blocks part, part + parts,
-// ... of COLUMN_GROUPS. Returns whether this thread got the sums: one thread for V columns does.
+// Calls add(row, load(row), sums), V columns of SUMS matrices, for rows in blocks part,
+// part + parts, ... of COLUMN_GROUPS. Returns whether this thread got the sums: one thread for V
+// columns does.
 // `inside`: whether its columns exist. Every thread of the block calls: there is a barrier in here.
 template <int V, int SUMS, class Load, class Add>
 __device__ __forceinline__ bool sum_columns(

@@ -53,12 +53,14 @@ __device__ __forceinline__ T warp_sum(T x) {
 }
 
 __device__ __forceinline__ float warp_max(float x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    }
     return x;
 }
 
-// The sum over a block of THREADS, in one fixed order; thread 0 gets it. `room` is shared memory for
-// THREADS / WARP values.
+// The sum over a block of THREADS, in one fixed order; thread 0 gets it. `room` is shared memory
+// for THREADS / WARP values.
 template <int THREADS, class T>
 __device__ __forceinline__ T block_sum(T x, T* room) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

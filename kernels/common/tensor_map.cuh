@@ -1,5 +1,5 @@
-// Host side of TMA: the description of a matrix that `tma_load_2d` reads. The emulation has its own in
-// sim/hopper.h.
+// Host side of TMA: the description of a matrix that `tma_load_2d` reads. The emulation has its own
+// in sim/hopper.h.
 #pragma once
 
 #include "cuda.cuh"
@@ -7,23 +7,23 @@
 #ifdef __CUDACC__
 #include <cuda.h>
 
-// A row-major matrix of bf16, `stride` elements from row to row, read in boxes of `box_rows` x 64 that
-// lie in shared memory with the 128-byte swizzle. Returns a cudaError_t: it wants base and stride to
-// be multiples of 16 bytes, and at most 256 rows in a box.
+// A row-major matrix of bf16, `stride` elements from row to row, read in boxes of `box_rows` x 64
+// that lie in shared memory with the 128-byte swizzle. Returns a cudaError_t: it wants base and
+// stride to be multiples of 16 bytes, and at most 256 rows in a box.
 inline int32_t tensor_map_2d(CUtensorMap* map, const __nv_bfloat16* base, uint64_t rows,
                              uint64_t columns, uint64_t stride, uint32_t box_rows) {
     // Through the runtime, so that nothing links to the driver.
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                               cudaEnableDefault, &found);
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
     if (error != cudaSuccess) return error;
     if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
     const cuuint64_t extents[] = {columns, rows}, strides[] = {stride * sizeof(__nv_bfloat16)};
     const cuuint32_t box[] = {64, box_rows}, steps[] = {1, 1};
     const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<__nv_bfloat16*>(base), extents, strides,
-        box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<__nv_bfloat16*>(base), extents,
+        strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -31,9 +31,9 @@ inline int32_t tensor_map_2d(CUtensorMap* map, const __nv_bfloat16* base, uint64
 // Whether the current GPU runs the code that is made for sm_90a.
 inline bool has_sm90a() {
     int device = 0, major = 0, minor = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-           major == 9 && minor == 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return false;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    return major == 9 && minor == 0;
 }
 #endif

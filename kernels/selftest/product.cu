@@ -2,7 +2,7 @@
 //
 //   out[i, j] = sum_l a[i, l] b[j, l]            out[i, j] = sum_l a[i, l] b[l, j]  (trans)
 //
-// Requires  rows of a and b that are multiples of 16 bytes. m, n and k need not be multiples of tiles.
+// Requires  rows of a and b that are multiples of 16 bytes; m, n and k need not fill tiles.
 // Launch    grid (n / 64, m / 64), block 128, dynamic shared memory 24 KiB.
 // Mapping   warp w has 32 x 32 of the tile's 64 x 64: rows w / 2 * 32, columns w % 2 * 32.
 // Faults    1 waits for one copy too few            2 no barrier after the wait

@@ -5,6 +5,7 @@
 //           3 a barrier in a branch                           4 an index past a static array
 //           5 trusts that the former block has cleared     6 a mask without the caller
 //           7 sums overwritten before all have read them      8 memory that nobody clears
+//           9 a result before the buffer
 #include "selftest.cuh"
 
 namespace ROCLIP_BUILD {
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(THREADS) reduce_kernel(const SelftestReduce ar
     __syncthreads();
     if (threadIdx.x != THREADS - 1) return;
     for (int w = 0; w < WARPS; ++w) most = fmaxf(most, room[w]);
-    out[0] = sum;
+    out[PLANTED(9) ? -1 : 0] = sum;
     out[1] = most;
     out[2] = float(negative);
     if (PLANTED(5)) negative = 0;
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(THREADS) reduce_kernel(const SelftestReduce ar
 }  // namespace
 
 int32_t selftest_reduce(RoclipStream stream, const SelftestReduce* args) {
-    if (args->bug < 0 || args->bug > MAX_BUG(8)) return ROCLIP_REFUSED;
+    if (args->bug < 0 || args->bug > MAX_BUG(9)) return ROCLIP_REFUSED;
     return launch<reduce_kernel>(stream, dim3(args->blocks), dim3(THREADS), 0, *args);
 }
 

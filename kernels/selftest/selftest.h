@@ -1,5 +1,5 @@
-/* Kernels that check the emulation, and on a GPU the helpers of common/asm.cuh: small, each with faults
- * that can be planted by number. Their results are exact on small integers.
+/* Kernels that check the emulation, and on a GPU the helpers of common/asm.cuh: small, each with
+ * faults that can be planted by number. Their results are exact on small integers.
  *
  * In the build for GPUs no fault is compiled in, and a `bug` other than 0 is refused. */
 #ifndef ROCLIP_SELFTEST_H

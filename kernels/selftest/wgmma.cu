@@ -1,12 +1,13 @@
-// A tile product by specialised warpgroups: one loads by TMA into a ring of stages, two multiply by wgmma.
+// A tile product by specialised warpgroups: one loads by TMA, two multiply by wgmma.
 //
 //   out[i, j] = sum_l a[i, l] b[j, l]
 //
-// Requires  sm_90a; k a multiple of 8, a and b aligned to 16 bytes. m, n and k need not be multiples of
-//           tiles: TMA fills with zeros.
+// Requires  sm_90a; k a multiple of 8, a and b aligned to 16 bytes; m, n and k need not fill tiles,
+//           TMA reads zeros past the end.
 // Launch    grid (n / N, m / 128), block 384, dynamic shared memory stages * (128 + N) * 128 + 64.
 // Mapping   warpgroup 0 loads; 1 and 2 have 64 rows each. Warp w of them: rows 16 w to 16 w + 15.
-// Barriers  full[s]: one arrival, and the bytes of the stage. empty[s]: one arrival of each consumer.
+// Barriers  full[s]: one arrival and the bytes of the stage. empty[s]: one arrival of each consumer
+//           warpgroup, whose other warps have read the stage when wgmma_wait returns.
 // Faults    1 no wait for the loads               2 the producer's first wait has the wrong parity
 //           3 the phase changes at every step     4 a stage is given back before its wgmma is done
 //           5 no bytes are expected               6 every consumer thread arrives

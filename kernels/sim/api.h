@@ -10,7 +10,9 @@ __attribute__((used)) inline void roclip_sim_configure(int32_t mode, uint64_t se
     sim::machine().seed = seed;
 }
 
-__attribute__((used)) inline const char* roclip_sim_last_error(void) { return sim::machine().error; }
+__attribute__((used)) inline const char* roclip_sim_last_error(void) {
+    return sim::machine().error;
+}
 
 __attribute__((used)) inline uint64_t roclip_sim_bank_conflicts(void) {
     return sim::machine().bank_conflicts;

@@ -1,6 +1,6 @@
-// What the compiler's checks call (-fsanitize=bounds,alignment,...): an index outside its array or a
-// misaligned access in a kernel becomes a failure of the launch, with file and line. The names and the
-// layouts are the compiler's.
+// What the compiler's checks call (-fsanitize=bounds,alignment,...): an index outside its array or
+// a misaligned access in a kernel becomes a failure of the launch, with file and line. The names
+// and the layouts are the compiler's.
 #pragma once
 
 #include "scheduler.h"
@@ -27,7 +27,8 @@ struct CheckMisaligned {
 }  // namespace sim
 
 #define SIM_CHECK(name, what, value, ...)                                                       \
-    __attribute__((used)) inline void __ubsan_handle_##name(const sim::CheckSite* at, __VA_ARGS__) { \
+    __attribute__((used)) inline void __ubsan_handle_##name(const sim::CheckSite* at,           \
+                                                            __VA_ARGS__) {                      \
         sim::check_failed(*at, what, value);                                                    \
     }
 

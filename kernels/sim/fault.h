@@ -1,4 +1,5 @@
-// Faults of kernel code become failures of the launch: a signal on a fiber continues in `Machine::fail`.
+// Faults of kernel code become failures of the launch: a signal on a fiber continues in
+// `Machine::fail`.
 #pragma once
 
 #include "scheduler.h"

@@ -155,7 +155,8 @@ inline void do_products(Machine& m, Warpgroup& group, size_t end) {
 }
 
 // Waits until at most `left` groups of the calling warp are under way. They need the other warps:
-// wgmma is one instruction of four warps, which is how one of them can speak for all when it is done.
+// wgmma is one instruction of four warps, which is how one of them can speak for all when it is
+// done.
 inline void wait_products(Site at, uint32_t left) {
     Machine& m = *this_machine;
     const int w = m.current / WARP;

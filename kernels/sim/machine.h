@@ -1,9 +1,9 @@
 // How a launch runs: blocks one after another, every CUDA thread a fiber of the calling OS thread.
 //
 // A fiber runs one thread until it must wait (at a barrier, for its warp); then it hands over to
-// another. A thread that ends leaves its fiber to the next one, so threads that never wait run through
-// a plain loop. A warp runs ahead of the others as far as its waits let it: the widest gap that a
-// missing barrier can have.
+// another. A thread that ends leaves its fiber to the next one, so threads that never wait run
+// through a plain loop. A warp runs ahead of the others as far as its waits let it: the widest gap
+// that a missing barrier can have.
 #pragma once
 
 #include "sim_api.h"
@@ -197,7 +197,7 @@ private:
     const char* unfinished() const;
     Fiber* fiber_for(int i);
     void become(int i);
-    void leave();
+    void hand_over(int next);
     void finish_thread();
     void run_block();
     void begin_block();

@@ -5,9 +5,9 @@
 
 namespace sim {
 
-// Maps a page with this, a forbidden page, the pages of the buffer, a forbidden page. The buffer ends
-// where its pages end, or (by the seed) begins where they begin; the rest of its pages is poisoned
-// and looked at when it is freed.
+// Maps a page with this, a forbidden page, the pages of the buffer, a forbidden page. The buffer
+// ends where its pages end, or (by the seed) begins where they begin; the rest of its pages is
+// poisoned and looked at when it is freed.
 struct Allocation {
     uint64_t bytes, pages;
     bool at_start;

@@ -108,10 +108,9 @@ SIM_UNCHECKED inline int Machine::next_thread() {
     }
 }
 
-// Hands over to whoever is next, or to `run_block` when nobody can go on.
-SIM_UNCHECKED inline void Machine::leave() {
+// Hands over to that thread, or to `run_block` when there is none that can go on.
+SIM_UNCHECKED inline void Machine::hand_over(int next) {
     Fiber* from = on;
-    const int next = next_thread();
     if (next < 0) {
         on = nullptr;
         switch_stack(&from->stack_pointer, main_stack);
@@ -128,7 +127,7 @@ SIM_UNCHECKED inline void Machine::wait(const char* op, Site at) {
     Thread& t = self();
     t.op = op;
     t.at = at;
-    leave();
+    hand_over(next_thread());
 }
 
 // The life of a fiber: one thread after another.
@@ -138,8 +137,14 @@ SIM_UNCHECKED inline void Machine::fiber_main() {
         m.body(m.arg);
         m.finish_thread();
         m.self().fiber = nullptr;
-        m.idle.push_back(m.on);
-        m.leave();
+        const int next = m.next_thread();
+        if (next >= 0 && !m.thread[next].fiber) {
+            m.thread[next].fiber = m.on;
+            m.become(next);
+        } else {
+            m.idle.push_back(m.on);
+            m.hand_over(next);
+        }
     }
 }
 
@@ -210,8 +215,8 @@ inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call
     const uint64_t n = uint64_t(block.x) * block.y * block.z;
     if (n == 0 || n > MAX_THREADS || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffff ||
         grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
-        snprintf(error, sizeof error, "no GPU takes grid (%u, %u, %u) of blocks (%u, %u, %u)", grid.x,
-                 grid.y, grid.z, block.x, block.y, block.z);
+        snprintf(error, sizeof error, "no GPU takes grid (%u, %u, %u) of blocks (%u, %u, %u)",
+                 grid.x, grid.y, grid.z, block.x, block.y, block.z);
         return ERROR_CONFIGURATION;
     }
     if (shared > MAX_SHARED) {

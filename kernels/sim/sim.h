@@ -1,4 +1,5 @@
-// The emulation: what a host's C++ compiler needs to run kernels. README.md says how faithful it is.
+// The emulation: what a host's C++ compiler needs to run kernels. README.md says how faithful it
+// is.
 #pragma once
 
 #define __global__

@@ -22,8 +22,7 @@ extern "C" {
  * guards the start of an allocation instead of its end. A thread begins with (lazy, 0). */
 void roclip_sim_configure(int32_t mode, uint64_t seed);
 
-/* What the last failed launch of this thread did wrong, and where; "" if none has failed. Valid until
- * the next launch. */
+/* What this thread's last launch did wrong, and where; "" if nothing. Valid until the next. */
 const char *roclip_sim_last_error(void);
 
 /* Bank conflicts of ldmatrix, in rows that had to be read again, in the last launch. */

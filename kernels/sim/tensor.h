@@ -7,7 +7,8 @@
 
 namespace sim {
 
-// The address within the block's shared memory: dynamic from 1024, as after what the hardware keeps.
+// The address within the block's shared memory: dynamic from 1024, as after what the hardware
+// keeps.
 inline uint32_t shared_offset(Site at, const void* p) {
     Machine& m = *this_machine;
     if (!m.is_shared(p, 0)) m.fail(at, "%p is not shared memory of this block", p);
@@ -52,7 +53,8 @@ SIM_UNCHECKED inline uint64_t conflicts(void** slot, int matrix) {
     uintptr_t rows[8];
     unsigned banks = 0;
     for (int i = 0; i < 8; ++i) {
-        rows[i] = reinterpret_cast<uintptr_t>(static_cast<MatrixRow*>(slot[matrix * 8 + i])->row) / 16;
+        const auto row = static_cast<MatrixRow*>(slot[matrix * 8 + i])->row;
+        rows[i] = reinterpret_cast<uintptr_t>(row) / 16;
         banks |= 1u << rows[i] % 8;
     }
     if (banks == 0xff) return 0;
@@ -107,7 +109,9 @@ SIM_UNCHECKED inline void mma(Machine&, void** slot, uint32_t) {
             for (int q = 0; q < 4; ++q) {
                 a[g + q % 2 * 8][t + q / 2 * 8 + e] = bf16_bits(s.a[q] >> (16 * e) & 0xffff);
             }
-            for (int h = 0; h < 2; ++h) b[t + h * 8 + e][g] = bf16_bits(s.b[h] >> (16 * e) & 0xffff);
+            for (int h = 0; h < 2; ++h) {
+                b[t + h * 8 + e][g] = bf16_bits(s.b[h] >> (16 * e) & 0xffff);
+            }
         }
         for (int q = 0; q < 4; ++q) d[g + q / 2 * 8][t + q % 2] = s.d[q];
     }

@@ -53,7 +53,7 @@ inline void meet_all(const char* op, Site at, void* mine, void (*act)(Machine&, 
 
 void do_copy(const Copy& c);
 
-inline void Machine::finish_thread() {
+SIM_UNCHECKED inline void Machine::finish_thread() {
     Warp& w = my_warp();
     Thread& t = self();
     for (; t.copies_done < t.copies.size(); ++t.copies_done) do_copy(t.copies[t.copies_done]);
@@ -171,8 +171,8 @@ inline int __all_sync(unsigned mask, int vote, sim::Site at = sim::Site::here())
     return sim::ballot("__all_sync", at, mask, !vote) == 0;
 }
 
-// Threads change places only where they wait, so a plain update is atomic. There is none for floats:
-// their sums would depend on the order.
+// Threads change places only where they wait, so a plain update is atomic. There is none for
+// floats: their sums would depend on the order.
 #define SIM_ATOMIC(name, result)                                   \
     template <class T>                                             \
     inline T name(T* p, decltype(T{}) value) {                     \

@@ -21,6 +21,8 @@ pub enum Mode {
     Lazy,
     /// At once.
     Eager,
+    /// Between operations as `Lazy`; within a kernel each piece early or late, by the seed.
+    Mixed,
 }
 
 /// An emulated GPU.
@@ -61,12 +63,7 @@ impl Emulator {
     fn run(&self) -> Result<()> {
         let mut queue = lock(&self.queue);
         if queue.failed.is_none() {
-            let mode = match self.mode {
-                Mode::Lazy => api::ROCLIP_SIM_LAZY,
-                Mode::Eager => api::ROCLIP_SIM_EAGER,
-            };
-            // SAFETY: sets two numbers of this thread's emulation.
-            unsafe { api::roclip_sim_configure(mode as i32, self.seed) };
+            configure(self.mode, self.seed);
             let done = queue.waiting.iter().try_for_each(|work| work());
             queue.failed = done.err().map(|e| e.to_string());
         }
@@ -75,8 +72,19 @@ impl Emulator {
     }
 }
 
+/// How this thread's launches run from now on.
+pub(super) fn configure(mode: Mode, seed: u64) {
+    let mode = match mode {
+        Mode::Lazy => api::ROCLIP_SIM_LAZY,
+        Mode::Eager => api::ROCLIP_SIM_EAGER,
+        Mode::Mixed => api::ROCLIP_SIM_MIXED,
+    };
+    // SAFETY: sets two numbers of this thread's emulation.
+    unsafe { api::roclip_sim_configure(mode as i32, seed) };
+}
+
 /// The text of this thread's latest failure.
-fn last_error() -> String {
+pub(super) fn last_error() -> String {
     // SAFETY: the emulation keeps a terminated text for this thread.
     let text = unsafe { CStr::from_ptr(api::roclip_sim_last_error()) };
     text.to_string_lossy().into_owned()

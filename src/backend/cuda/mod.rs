@@ -15,6 +15,9 @@ mod replay;
 mod card;
 #[cfg(feature = "sim")]
 mod emulator;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod selftest;
 mod adamw;
 mod attention;
 mod contrastive;
