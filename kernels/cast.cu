@@ -6,7 +6,7 @@
 // Mapping   thread -> 8 neighbouring elements: two loads and a store of 16 bytes.
 // Barriers  none.
 // Cost      6 bytes an element.
-// Twins     src/backend/cuda/cast.rs, tests/ops/cast.rs
+// Twins     src/backend/cuda/mod.rs (`set_weights`), tests/ops/cast.rs
 #include "common/floats.cuh"
 
 namespace ROCLIP_BUILD {

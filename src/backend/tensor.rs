@@ -45,7 +45,8 @@ impl Element for half::bf16 {}
 #[cfg(any(feature = "cuda", feature = "sim"))]
 impl Float for half::bf16 {
     fn from_f64(x: f64) -> Self {
-        half::bf16::from_f64(x)
+        // `from_f64` looks at the upper half of x only and takes for a tie what is just above one
+        half::bf16::from_f32(x as f32)
     }
     fn to_f64(self) -> f64 {
         self.to_f64()

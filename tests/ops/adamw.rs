@@ -1,6 +1,8 @@
 //! `adamw` against `torch.optim.AdamW` with `clip_grad_norm_`: three steps, two groups.
 
+use super::twin::{Tensor, U, all, all_mut, as_products_see, on_every_twin, twin};
 use super::*;
+use crate::common::tiny::noise;
 use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw, clamp};
 
 fn step(number: u64, weight_decay: f64) -> AdamWStep {
@@ -124,6 +126,82 @@ fn clamps<D: Backend>(device: &D) {
     refused(refusal, "clamp", "low <= high");
 }
 on_every_device!(clamps);
+
+/// Lengths around a thread's 4 elements, a block of rates' 64 and a block of threads' 1024; groups
+/// that decay, that do not clip and that are frozen, in turn.
+fn agrees_with_its_twin<D: Backend>(device: &D) {
+    for p in [1, 2, 3, 4, 5, 7, 63, 64, 65, 127, 189, 1023, 1024, 1025, 1031, 2049] {
+        for (odd, norm) in [(0, 0.5), (1, 0.5), (0, 40.0), (1, 40.0)] {
+            compare(device, p, odd, norm);
+        }
+    }
+}
+on_every_twin!(agrees_with_its_twin);
+
+/// Slack: roundings of each term, counted from the formulas: 4 in the first moment, 8 in the second
+/// (half of that in its root), 12 in the step; all that is added has one sign but the last.
+fn compare<D: Backend>(device: &D, p: usize, odd: usize, norm: f64) {
+    let free = AdamWStep { max_norm: None, ..step(7, 0.0) };
+    let rows = [step(2, 0.2).rates(), AdamWStep::FROZEN, free.rates()].concat();
+    let group: Vec<u32> = (0..p.div_ceil(Slot::ALIGN)).map(|i| (i * 2 % 3) as u32).collect();
+    let squares = noise(4, p).into_iter().map(|x| x * x).collect::<Vec<_>>();
+    let rates = Tensor::<D, D::Acc>::new(device, 0, &rows);
+    let norm = Tensor::<D, D::Acc>::new(device, 0, &[norm]);
+    let grads = Tensor::<D, D::Acc>::new(device, odd, &noise(1, p));
+    let mut m = Tensor::<D, D::Acc>::new(device, odd, &noise(3, p));
+    let mut v = Tensor::<D, D::Acc>::new(device, odd, &squares);
+    let start: Vec<_> = noise(2, p).into_iter().map(D::Acc::from_f64).collect();
+    let mut weights = device.weights(&start).unwrap();
+
+    let (mut want_m, mut want_v) = (m.values.clone(), v.values.clone());
+    let mut want: Vec<f64> = start.iter().map(|x| x.to_f64()).collect();
+    let start = want.clone();
+    let (from, to) = ((all(&grads.values), all(&norm.values)), all_mut(&mut want_m));
+    let (rows, groups) = (all(&rates.values), all(&group));
+    adamw(&twin(), rows, groups, from.0, from.1, &mut want, to, all_mut(&mut want_v)).unwrap();
+
+    let groups = device.buffer(&group).unwrap();
+    let (from, to) = ((grads.view(), norm.view()), (m.view_mut(), v.view_mut()));
+    let groups = View::all(&groups);
+    adamw(device, rates.view(), groups, from.0, from.1, &mut weights, to.0, to.1).unwrap();
+
+    let mut got = vec![D::Acc::default(); p];
+    device.read_weights(&weights, Slot { offset: 0, len: p }, &mut got).unwrap();
+    let got: Vec<f64> = got.into_iter().map(Float::to_f64).collect();
+    for (i, row) in (0..p).map(|i| (i, group[i / Slot::ALIGN])).filter(|x| x.1 == 1) {
+        assert_eq!((got[i], row), (start[i], 1), "frozen");
+    }
+    let row = |i: usize| &rates.values[group[i / Slot::ALIGN] as usize * RATES..][..RATES];
+    let first = |i: usize| {
+        let (r, g) = (row(i), grads.values[i].abs());
+        4.0 * U * (r[1] * m.values[i].abs() + r[2] * g)
+    };
+    m.check(device, "exp_avg", &want_m, first);
+    v.check(device, "exp_avg_sq", &want_v, |i| 8.0 * U * want_v[i]);
+    // the tensor of the weights themselves, which the device keeps
+    let slack = |i: usize| {
+        let r = row(i);
+        let step = r[6] / (want_v[i].sqrt() * r[7] + r[8]).max(f64::MIN_POSITIVE);
+        2.0 * U * (start[i] * r[5]).abs() + step * (first(i) + 12.0 * U * want_m[i].abs())
+    };
+    for i in 0..p {
+        let (error, bound) = ((got[i] - want[i]).abs(), U * want[i].abs() + slack(i));
+        assert!(error <= bound, "weight {i} of {p}: off by {error:.2e} > {bound:.2e}");
+    }
+    let rounded: Vec<f64> = got.iter().map(|&x| D::Act::from_f64(x).to_f64()).collect();
+    assert_eq!(as_products_see(device, &weights, p), rounded, "the copy is the masters' rounding");
+}
+
+fn clamps_what_products_see_too<D: Backend>(device: &D) {
+    let values = [-5.0, f64::NAN, 5.0, 0.3, 5.0].map(D::Acc::from_f64);
+    let mut weights = device.weights(&values).unwrap();
+    clamp(device, &mut weights, Slot { offset: 0, len: 4 }, -1.0, 2.0).unwrap();
+    let got = as_products_see(device, &weights, 5);
+    let rounded = D::Act::from_f64(D::Acc::from_f64(0.3).to_f64()).to_f64();
+    assert!(got[1].is_nan(), "{got:?}");
+    assert_eq!([got[0], got[2], got[3], got[4]], [-1.0, 2.0, rounded, 5.0]);
+}
+on_every_twin!(clamps_what_products_see_too);
 
 #[test]
 fn refuses_what_does_not_fit() {

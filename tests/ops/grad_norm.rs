@@ -1,6 +1,8 @@
 //! `grad_norm` against `torch.norm`, and what it says of infinities and NaN.
 
+use super::twin::{Tensor, U, all, all_mut, on_every_twin, twin};
 use super::*;
+use crate::common::tiny::noise;
 use roclip::backend::ops::grad_norm::grad_norm;
 
 fn agrees_with_torch<D: Backend>(device: &D) {
@@ -28,6 +30,32 @@ fn tells_of_a_non_finite_gradient_wherever_it_stands<D: Backend>(device: &D) {
     }
 }
 on_every_device!(tells_of_a_non_finite_gradient_wherever_it_stands);
+
+/// Lengths around a load's 4 elements, the 8192 of a block's turn and all blocks' turns together.
+///
+/// Slack: sums in f64 are off by far less than the one rounding to f32, squares of f32 are exact.
+fn agrees_with_its_twin<D: Backend>(device: &D) {
+    let lens = [1, 2, 3, 4, 5, 7, 9, 63, 2047, 2049, 8191, 8192, 8193, 8197, 256 * 8192 + 9];
+    let odd_lens = [1, 4, 7, 2048, 8193];
+    let cases = lens.map(|len| (len, 0)).into_iter().chain(odd_lens.map(|len| (len, 1)));
+    for (len, odd) in cases {
+        // the last one is large: a forgotten tail shows
+        let mut values = noise(1, len);
+        values[len - 1] = 1e25;
+        values[0] = 2e25;
+        let grads = Tensor::<D, D::Acc>::new(device, odd, &values);
+        let (mut want, mut norm) = (vec![0.0], Tensor::<D, D::Acc>::poison(device, odd, 1));
+        grad_norm(&twin(), all(&grads.values), all_mut(&mut want)).unwrap();
+        grad_norm(device, grads.view(), norm.view_mut()).unwrap();
+        norm.check(device, &format!("norm of {len}"), &want, |_| U * U * want[0]);
+        // and without the large ones
+        let grads = Tensor::<D, D::Acc>::new(device, odd, &noise(2, len));
+        grad_norm(&twin(), all(&grads.values), all_mut(&mut want)).unwrap();
+        grad_norm(device, grads.view(), norm.view_mut()).unwrap();
+        norm.check(device, &format!("norm of {len}"), &want, |_| 2f64.powi(-40) * want[0]);
+    }
+}
+on_every_twin!(agrees_with_its_twin);
 
 #[test]
 fn refuses_what_does_not_fit() {

@@ -1,8 +1,9 @@
 //! `linear` against `torch.nn.functional.linear` and `x @ w`: with and without bias and residual,
 //! both layouts, more rows, inputs and outputs than one block of the CPU's products.
 
+use super::twin::{Tensor, U, all, all_mut, columns, on_every_twin, twin};
 use super::*;
-use roclip::backend::Weight;
+use crate::common::tiny::noise;
 use roclip::backend::ops::linear::{self, Layout, LinearShape};
 
 fn agrees_with_torch<D: Backend>(device: &D) {
@@ -40,6 +41,57 @@ fn agrees_with_torch<D: Backend>(device: &D) {
     }
 }
 on_every_device!(agrees_with_torch);
+
+/// The gradient of the bias, with sizes around a tile's 64 columns, the 512 rows of a part and the
+/// 64 rows that a block reads at once.
+///
+/// Slack: a sum of n terms is off by n·U of the sum of their absolute values.
+fn backward_bias_agrees_with_its_twin<D: Backend>(device: &D) {
+    for (rows, outputs) in [
+        (1, 1),
+        (2, 7),
+        (63, 8),
+        (64, 9),
+        (65, 63),
+        (255, 64),
+        (257, 65),
+        (511, 72),
+        (512, 127),
+        (513, 128),
+        (1025, 136),
+        (131_137, 8),
+    ] {
+        for odd in if rows < 2000 { 0..2 } else { 0..1 } {
+            let shape = LinearShape { rows, inputs: 1, outputs, layout: Layout::OutIn };
+            let dy = Tensor::<D, D::Act>::new(device, odd, &noise(1, rows * outputs));
+            let mut want = vec![START; outputs];
+            linear::backward_bias(&twin(), shape, all(&dy.values), all_mut(&mut want)).unwrap();
+            let mut db = Tensor::<D, D::Acc>::filled(device, odd, START, outputs);
+            linear::backward_bias(device, shape, dy.view(), db.view_mut()).unwrap();
+            let sums = columns(outputs, dy.values.iter().map(|x| x.abs()));
+            // the CPU adds 64 rows at a time
+            let terms = 80.0 + rows as f64 / 64.0;
+            db.check(device, &format!("db, {rows} x {outputs}"), &want, |i| {
+                terms * U * (sums[i] + START)
+            });
+        }
+    }
+}
+on_every_twin!(backward_bias_agrees_with_its_twin);
+
+fn backward_bias_keeps_nan_in_its_column<D: Backend>(device: &D) {
+    let (rows, outputs) = (70, 24);
+    let mut values = noise(1, rows * outputs);
+    values[69 * outputs + 5] = f64::NAN;
+    let dy = Tensor::<D, D::Act>::new(device, 0, &values);
+    let shape = LinearShape { rows, inputs: 1, outputs, layout: Layout::OutIn };
+    let mut db = Tensor::<D, D::Acc>::filled(device, 0, 0.0, outputs);
+    linear::backward_bias(device, shape, dy.view(), db.view_mut()).unwrap();
+    for (i, db) in db.read(device).into_iter().enumerate() {
+        assert_eq!(db.is_nan(), i == 5, "column {i}");
+    }
+}
+on_every_twin!(backward_bias_keeps_nan_in_its_column);
 
 #[test]
 fn refuses_what_does_not_fit() {

@@ -4,9 +4,11 @@
 //! Method: golden values of PyTorch in float64 (`tests/golden/make_ops.py`), for devices in float32
 //!         and float64; outputs are NaN before the call, so that a forgotten element shows;
 //!         gradients of weights start at one half, so that overwriting instead of adding shows.
+//!         GPUs, which compute in bf16, against the CPU in float64 (`twin.rs`).
 
 mod adamw;
 mod attention;
+mod cast;
 mod contrastive;
 mod embedding;
 mod gelu;
@@ -18,10 +20,11 @@ mod patch_embedding;
 mod pool;
 mod rows;
 mod same_bits;
+mod twin;
 
 use crate::common::{Golden, bound};
 use roclip::backend::cpu::Cpu;
-use roclip::backend::{Backend, Float, Slot, View, ViewMut};
+use roclip::backend::{Backend, Float, Slot, View, ViewMut, Weight};
 use roclip::{Error, Result};
 
 /// What gradients of weights hold before they are added to.

@@ -79,7 +79,7 @@ vectorised! {
         let slope = F::from_f64(QUICK);
         for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
             let s = sigmoid(x);
-            *dx = dy * (s + slope * x * s * (F::ONE - s));
+            *dx = dy * (s + slope * (x * s * (F::ONE - s)));
         }
     }
 }

@@ -19,7 +19,8 @@ impl<F: CpuFloat> L2Norm for Cpu<F> {
         self.run(|| {
             let rows = y.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width));
             rows.zip(inv_norm).for_each(|((y, x), inv_norm)| {
-                let inv = 1.0 / dot(x, x).sqrt().max(EPS);
+                let norm = dot(x, x).sqrt();
+                let inv = 1.0 / if norm < EPS { EPS } else { norm }; // NaN stays
                 *inv_norm = F::from_f64(inv);
                 y.iter_mut().zip(x).for_each(|(y, x)| *y = F::from_f64(x.to_f64() * inv));
             });
