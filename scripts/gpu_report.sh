@@ -155,8 +155,11 @@ sanitize() {
     needs "$tool" gpu cublas tests sanitizer || return
     mapfile -t list < <(names tests ops)
     [ ${#list[@]} -gt 0 ] || { result "$tool" FAIL 0 "no test of an operation on cuda"; return; }
-    # what NVIDIA's own kernels do within their memory is not ours to judge
-    [ "$tool" = memcheck ] || ours=(--kernel-regex kns=cuda_build)
+    # These two look within one kernel, and NVIDIA's own are not ours to judge. The others follow
+    # memory from kernel to kernel.
+    case $tool in racecheck | synccheck) ours=(--kernel-name kernel_substring=cuda_build) ;; esac
+    # cuBLAS and the driver ask each other for functions that older ones lack
+    [ "$tool" != memcheck ] || ours=(--ignore-getprocaddress-notfound)
     run "$tool" "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 20 \
         ${ours[@]+"${ours[@]}"} "$bin/tests" --exact "${list[@]}" --test-threads 1
 }

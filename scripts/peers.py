@@ -123,7 +123,7 @@ class Table:
         self.add(names[1], peer, backward)
 
 
-# What `benches/ops.rs` calls Shapes::GPU, and sizes with which this script is tried.
+# What `benches/ops.rs` calls Shapes::GPU and Shapes::QUICK; names must be the same there.
 GPU = {
     "linears": [
         ("qkv", 51_200, 768, 2304),
@@ -153,17 +153,17 @@ GPU = {
     "product": 8192,
 }
 TINY = {
-    "linears": [("odd", 19, 39, 67)],
+    "linears": [("odd", 197, 391, 67)],
     "layernorm": (67, 131),
-    "gelu": 3301,
-    "attentions": [("full", 3, 17, 3, False), ("causal", 5, 7, 2, True)],
-    "contrastives": [(25, 33)],
-    "pools": [(7, 51, 33)],
+    "gelu": 33_001,
+    "attentions": [("full", 3, 67, 3, False), ("causal", 5, 77, 2, True)],
+    "contrastives": [(259, 33)],
+    "pools": [(67, 515, 33)],
     "captions": (5, 7, 131, 19),
     "images": (3, 12, 4, 19),
     "embeddings": (67, 33),
-    "parameters": 3333,
-    "product": 64,
+    "parameters": 33_333,
+    "product": 192,
 }
 
 
