@@ -1,10 +1,10 @@
 //! Goal:   the emulation computes what the instructions say, and tells a broken kernel from a right
 //!         one.
-//! Method: the kernels of `kernels/selftest` on small integers, where every order of additions gives
-//!         the same bits, against plain loops; right ones in all modes and several orders of threads,
-//!         then each with a planted fault, which must show as a wrong result, an error that names it,
-//!         or a bank conflict, in the mode and order stated here. Faults that cannot be seen are
-//!         listed in `kernels/sim/README.md`.
+//! Method: the kernels of `kernels/selftest` on small integers, where every order of additions
+//!         gives the same bits, against plain loops; right ones in all modes and several orders of
+//!         threads, then each with a planted fault, which must show as a wrong result, an error
+//!         that names it, or a bank conflict, in the mode and order stated here. Faults that
+//!         cannot be seen are listed in `kernels/sim/README.md`.
 
 use roclip::backend::cuda::Mode::{self, Eager, Lazy, Mixed};
 use roclip::backend::cuda::selftest::Product::{self, Warps, WarpsTrans, Wgmma128, Wgmma256};
