@@ -5,6 +5,8 @@ mod common;
 mod damage;
 mod encode;
 mod grad;
+#[cfg(any(feature = "cuda", feature = "sim"))]
+mod half;
 mod matching;
 mod objective;
 mod ops;

@@ -446,7 +446,7 @@ fn wrong_flags_are_told_before_anything_starts() {
         (&["--aug-cfg", "scale"], "KEY=VALUE"),
         (&["--model", "ViT-Z-9"], "ViT-B-32"),
         (&["--model", &missing], "/nowhere/model.json"),
-        (&["--device", "tpu"], "--device: tpu; expected cpu"),
+        (&["--device", "tpu"], "expected cpu, cuda or cuda:N"),
         (&["--epochs-cooldown", "1"], "--epochs-cooldown"),
     ];
     for (flags, word) in cases {

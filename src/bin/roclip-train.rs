@@ -2,8 +2,14 @@
 //! the rest is in the library.
 
 use roclip::backend::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use roclip::backend::cuda::Card;
+#[cfg(any(feature = "cuda", feature = "sim"))]
+use roclip::backend::cuda::Gpu;
+#[cfg(feature = "sim")]
+use roclip::backend::cuda::{Emulator, Mode};
 use roclip::backend::{Backend, Communicator, Device, HostAlloc, Solo};
-use roclip::config::{self, Args, Assembled, Parsed, Settings};
+use roclip::config::{self, Args, Assembled, DeviceName, Parsed, Settings};
 use roclip::data::count::count_pairs;
 use roclip::data::loader::{Loader, LoaderConfig};
 use roclip::data::transform::TransformConfig;
@@ -55,17 +61,38 @@ fn start() -> Result<ExitCode> {
         }
     };
     let assembled = config::assemble(&args, &settings)?;
-    let threads = args
-        .model
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
-    let device = Cpu::<f32>::new(threads)?;
+    match args.model.device {
+        DeviceName::Cpu => {
+            let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            run(
+                Cpu::<f32>::new(args.model.threads.unwrap_or_else(cores))?,
+                &args,
+                settings,
+                assembled,
+            )
+        }
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(number) => run(Gpu::new(Card::open(number)?)?, &args, settings, assembled),
+        #[cfg(feature = "sim")]
+        DeviceName::Sim => {
+            run(Gpu::new(Emulator::new(Mode::Eager, 0))?, &args, settings, assembled)
+        }
+    }
+}
+
+/// Plans or trains, as asked.
+fn run<D: Backend>(
+    device: D,
+    args: &Args,
+    settings: Settings,
+    assembled: Assembled,
+) -> Result<ExitCode> {
     if args.run.plan {
-        print!("{}", plan(&device, &args, assembled)?);
+        print!("{}", plan(&device, args, assembled)?);
         return Ok(ExitCode::SUCCESS);
     }
     let stop = stop_on_signals()?;
-    match train(device, Solo, &args, settings, assembled, &stop)? {
+    match train(device, Solo, args, settings, assembled, &stop)? {
         End::Finished => Ok(ExitCode::SUCCESS),
         End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
     }

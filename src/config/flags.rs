@@ -3,7 +3,9 @@
 use crate::matching::{Objective, PoolSize};
 use crate::optim::ScheduleKind;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
 /// that planted pairs are not learned (RoCLIP).
@@ -125,12 +127,62 @@ pub struct ModelArgs {
     /// Print the names of the models with their sizes, and exit
     #[arg(long)]
     pub list_models: bool,
-    /// Device that trains
-    #[arg(long, default_value = "cpu", value_name = "cpu")]
-    pub device: String,
+    /// Device that trains: the CPU, or the N-th NVIDIA GPU (a build with --features cuda)
+    #[arg(long, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda|cuda:N")]
+    pub device: DeviceName,
     /// Threads of the CPU engine; the result does not depend on it [default: all cores]
     #[arg(long, value_name = "THREADS")]
     pub threads: Option<usize>,
+}
+
+/// A device as `--device` names it, in PyTorch's words. A build knows only those it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The CPU.
+    Cpu,
+    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
+    /// An emulated GPU, for tests.
+    #[cfg(feature = "sim")]
+    Sim,
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "cpu" => return Ok(Self::Cpu),
+            #[cfg(feature = "sim")]
+            "sim" => return Ok(Self::Sim),
+            _ => {}
+        }
+        let number = match name.split_once(':') {
+            None if name == "cuda" => Some(0),
+            Some(("cuda", number)) => number.parse::<usize>().ok(),
+            _ => None,
+        };
+        match number {
+            None => Err("expected cpu, cuda or cuda:N".into()),
+            #[cfg(feature = "cuda")]
+            Some(number) => Ok(Self::Cuda(number)),
+            #[cfg(not(feature = "cuda"))]
+            Some(_) => Err("this build has no CUDA engine; build it with --features cuda".into()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            #[cfg(feature = "sim")]
+            Self::Sim => f.write_str("sim"),
+        }
+    }
 }
 
 /// Flags under "Objective".

@@ -7,7 +7,7 @@ mod assemble;
 mod flags;
 
 pub use assemble::{Assembled, assemble, schedule};
-pub use flags::Args;
+pub use flags::{Args, DeviceName};
 
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
@@ -164,8 +164,6 @@ fn check(args: &Args) -> Result<()> {
         o.epochs_cooldown.map_or("nothing".into(), |n| n.to_string()),
         "1 to --epochs with --lr-scheduler const-cooldown, and nothing without it",
     )?;
-    let device = &args.model.device;
-    rule(device == "cpu", "--device", device.clone(), "cpu")?;
     let named = args.run.name.is_some() || args.run.resume.as_deref() != Some("latest");
     rule(named, "--resume latest", "no --name".into(), "--name of the run to continue")?;
     let name = args.run.name.as_deref().unwrap_or("x");

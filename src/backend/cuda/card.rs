@@ -3,13 +3,16 @@
 //! A program that holds this code starts on a machine without any of it and says `no CUDA device`
 //! when it is asked for one.
 
+mod ahead;
 mod blas;
 mod staging;
 
 use super::api::{self, RoclipKernels, RoclipStream};
 use super::machine::{Address, Machine, Matmul};
 use super::{lock, status};
+use crate::backend::HostBuf;
 use crate::error::{Error, Result};
+use ahead::{Ahead, PageLocked};
 use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, CudaStream, sys};
@@ -27,6 +30,7 @@ struct Inner {
     // Fields are dropped in this order: what lives in the context before the context.
     blas: Blas,
     staging: Mutex<Staging>,
+    ahead: Ahead,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
 }
@@ -68,7 +72,8 @@ impl Card {
         }
         let stream = context.new_stream().map_err(refused("make a stream"))?;
         let (blas, staging) = (Blas::new()?, Mutex::new(Staging::new()?));
-        Ok(Self { inner: Arc::new(Inner { blas, staging, stream, context }) })
+        let ahead = Ahead::new(&context)?;
+        Ok(Self { inner: Arc::new(Inner { blas, staging, ahead, stream, context }) })
     }
 
     /// The queue, with the GPU made this thread's.
@@ -170,6 +175,21 @@ impl Machine for Card {
     fn upload(&self, from: &[u8], to: Address) -> Result<()> {
         let stream = self.stream()?;
         lock(&self.inner.staging).upload(from, to, stream)
+    }
+
+    fn upload_ahead(&self, from: &[u8], to: Address) -> Result<()> {
+        self.stream()?;
+        self.inner.ahead.upload(from, to)
+    }
+
+    fn wait_uploads(&self) -> Result<()> {
+        self.inner.ahead.join(self.stream()?)
+    }
+
+    fn host_alloc(&self, len: usize) -> Result<HostBuf> {
+        self.stream()?;
+        let context = Arc::clone(&self.inner.context);
+        PageLocked::new(len, context).map(HostBuf::new)
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {

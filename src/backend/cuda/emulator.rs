@@ -7,11 +7,12 @@
 use super::api::{self, RoclipKernels, RoclipStream};
 use super::machine::{Address, Machine, Matmul, Output};
 use super::{lock, status};
+use crate::backend::HostBuf;
 use crate::error::{Error, Result};
 use half::bf16;
-use std::alloc::{Layout, alloc, dealloc};
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// When asynchronous work is done.
@@ -31,6 +32,14 @@ pub struct Emulator {
     mode: Mode,
     seed: u64,
     queue: Arc<Mutex<Queue>>,
+    counts: Arc<Counts>,
+}
+
+/// What a step should not need.
+#[derive(Default)]
+struct Counts {
+    allocations: AtomicUsize,
+    waits: AtomicUsize,
 }
 
 type Work = Arc<dyn Fn() -> Result<()> + Send + Sync>;
@@ -38,15 +47,28 @@ type Work = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Work>,
+    /// Copies ahead that nothing waits for yet.
+    ahead: Vec<Work>,
     recording: Option<Vec<Work>>,
     /// What failed first; told by every wait from then on, as a GPU does.
     failed: Option<String>,
 }
 
 impl Emulator {
-    /// One whose threads take turns in an order drawn from `seed`.
+    /// One whose threads take turns in an order drawn from `seed`; its bits also say what fresh
+    /// memory holds and which end of it is guarded (`kernels/sim/sim_api.h`).
     pub fn new(mode: Mode, seed: u64) -> Self {
-        Self { mode, seed, queue: Arc::default() }
+        Self { mode, seed, queue: Arc::default(), counts: Arc::default() }
+    }
+
+    /// Allocations on the device so far.
+    pub fn allocations(&self) -> usize {
+        self.counts.allocations.load(Ordering::Relaxed)
+    }
+
+    /// How often the host waited for the device so far.
+    pub fn waits(&self) -> usize {
+        self.counts.waits.load(Ordering::Relaxed)
     }
 
     fn push(&self, work: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<()> {
@@ -90,13 +112,6 @@ pub(super) fn last_error() -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// As the driver's allocator aligns.
-const ALIGN: usize = 256;
-
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, ALIGN).expect("a size below 2^63")
-}
-
 impl Machine for Emulator {
     type Graph = Vec<Work>;
 
@@ -114,21 +129,23 @@ impl Machine for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
-        // SAFETY: the size is not 0, see `Buffer::new`.
-        let at = unsafe { alloc(layout(bytes)) };
+        configure(self.mode, self.seed);
+        self.counts.allocations.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: maps memory, filled with what no number should be.
+        let at = unsafe { api::roclip_sim_alloc(bytes as u64) };
         if at.is_null() {
             return Err(Error::Device(format!("no memory for {bytes} bytes")));
         }
-        // SAFETY: just allocated. All ones are NaN in every format.
-        unsafe { at.write_bytes(0xff, bytes) };
         Ok(at as Address)
     }
 
     fn free(&self, at: Address, bytes: usize) {
         // what failed is told by whoever waits for a result
         let _ = self.run();
-        // SAFETY: `alloc` gave it with this size, and nothing that knows it waits any more.
-        unsafe { dealloc(at as *mut u8, layout(bytes)) };
+        // SAFETY: `alloc` gave it, and nothing that knows it waits any more.
+        let written_beside = unsafe { api::roclip_sim_free(at as *mut c_void) } != 0;
+        let told = std::thread::panicking();
+        assert!(told || !written_beside, "a kernel wrote beside a buffer of {bytes} bytes");
     }
 
     fn enqueue(
@@ -164,14 +181,37 @@ impl Machine for Emulator {
         })
     }
 
+    fn upload_ahead(&self, from: &[u8], to: Address) -> Result<()> {
+        let from = from.to_vec();
+        lock(&self.queue).ahead.push(Arc::new(move || {
+            // SAFETY: addresses come from live buffers.
+            unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+            Ok(())
+        }));
+        if self.mode == Mode::Eager { self.wait_uploads() } else { Ok(()) }
+    }
+
+    fn wait_uploads(&self) -> Result<()> {
+        let mut queue = lock(&self.queue);
+        let ahead = std::mem::take(&mut queue.ahead);
+        queue.waiting.extend(ahead);
+        drop(queue);
+        if self.mode == Mode::Eager { self.run() } else { Ok(()) }
+    }
+
+    fn host_alloc(&self, len: usize) -> Result<HostBuf> {
+        HostBuf::heap(len)
+    }
+
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
-        self.run()?;
+        self.wait()?;
         // SAFETY: addresses come from live buffers.
         unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
         Ok(())
     }
 
     fn wait(&self) -> Result<()> {
+        self.counts.waits.fetch_add(1, Ordering::Relaxed);
         self.run()
     }
 

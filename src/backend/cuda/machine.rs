@@ -1,6 +1,7 @@
 //! What a GPU must be able to do below the operations: memory, order, matrix products.
 
 use super::api::{RoclipKernels, RoclipStream};
+use crate::backend::HostBuf;
 use crate::error::Result;
 
 /// A place in device memory; 0 is nowhere.
@@ -59,6 +60,25 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
     fn upload(&self, from: &[u8], to: Address) -> Result<()>;
+
+    /// Copies from the host on a queue of its own; `from` must stay as it is until what was enqueued
+    /// behind the next [`Machine::wait_uploads`] is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn upload_ahead(&self, from: &[u8], to: Address) -> Result<()>;
+
+    /// Has what is enqueued from now on wait for all copies ahead.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the device refuses.
+    fn wait_uploads(&self) -> Result<()>;
+
+    /// Zeros on the host, in memory that copies ahead want.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    fn host_alloc(&self, len: usize) -> Result<HostBuf>;
 
     /// Waits for everything enqueued, then copies to the host.
     ///

@@ -38,12 +38,12 @@ pub use emulator::{Emulator, Mode};
 pub use machine::{Address, Machine, Matmul, Operand, Output};
 pub use memory::{Buffer, Weights};
 
-use super::{Device, Element, Slot, View, ViewMut, Weight};
+use super::{Device, Element, HostBuf, Slot, View, ViewMut, Weight};
 use crate::error::{Error, Result};
 use api::{RoclipKernels, RoclipStream};
 use half::bf16;
 use memory::{bytes_of, bytes_of_mut};
-use replay::Replays;
+use replay::{Known, Replays};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What bindgen made of `kernels/roclip.h`, and of the emulation's controls.
@@ -80,6 +80,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A launcher of the table, which the generated code wraps in an option.
 type Launcher<A> = Option<unsafe extern "C" fn(RoclipStream, *const A) -> i32>;
+
+/// Bytes left for scratch memory and for what the driver loads; the largest scratch, the block of
+/// `contrastive`, is a quarter of it.
+const RESERVE: u64 = 256 << 20;
 
 /// A launcher's arguments on their way to the queue.
 struct Args<A>(A);
@@ -181,6 +185,30 @@ impl<M: Machine> Device for Gpu<M> {
         self.machine.name()
     }
 
+    /// What is free, without the room that operations themselves will take.
+    fn memory(&self) -> Option<u64> {
+        self.machine.memory().map(|free| free.saturating_sub(RESERVE))
+    }
+
+    /// Runs `work` when a key is new; records it, and replays the record, from the second time on.
+    fn replay(&self, key: &[u64], work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let known = match lock(&self.inner.replays).get(key) {
+            Some(Known::Recorded(graph)) => return self.machine.replay(graph),
+            Some(Known::Once) => true,
+            None => false,
+        };
+        // Not with the lock held: scratch memory that grows forgets all records.
+        if !known {
+            work()?;
+            lock(&self.inner.replays).put(key, Known::Once);
+            return Ok(());
+        }
+        let graph = self.machine.record(work)?;
+        self.machine.replay(&graph)?;
+        lock(&self.inner.replays).put(key, Known::Recorded(graph));
+        Ok(())
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<M, T>> {
         let buffer = Buffer::new(&self.machine, len)?;
         self.machine.zero(buffer.at, buffer.bytes())?;
@@ -205,6 +233,19 @@ impl<M: Machine> Device for Gpu<M> {
         self.machine.upload(bytes_of(from), to.at())
     }
 
+    fn upload_ahead<T: Element>(&self, from: &[T], to: ViewMut<'_, Self, T>) -> Result<()> {
+        assert_eq!(from.len(), to.len, "upload_ahead: lengths must agree");
+        self.machine.upload_ahead(bytes_of(from), to.at())
+    }
+
+    fn wait_uploads(&self) -> Result<()> {
+        self.machine.wait_uploads()
+    }
+
+    fn host_alloc(&self, len: usize) -> Result<HostBuf> {
+        self.machine.host_alloc(len)
+    }
+
     fn upload_act(&self, from: &[f32], to: ViewMut<'_, Self, bf16>) -> Result<()> {
         let rounded: Vec<bf16> = from.iter().map(|&x| bf16::from_f32(x)).collect();
         self.upload(&rounded, to)
@@ -216,10 +257,13 @@ impl<M: Machine> Device for Gpu<M> {
     }
 
     fn weights(&self, values: &[f32]) -> Result<Weights<M>> {
-        let (master, copy) = (self.alloc(values.len())?, self.alloc(values.len())?);
-        let mut weights = Weights { master, copy };
+        let mut weights = self.zero_weights(values.len())?;
         self.set_weights(&mut weights, values)?;
         Ok(weights)
+    }
+
+    fn zero_weights(&self, len: usize) -> Result<Weights<M>> {
+        Ok(Weights { master: self.alloc(len)?, copy: self.alloc(len)? })
     }
 
     fn set_weights(&self, weights: &mut Weights<M>, values: &[f32]) -> Result<()> {
