@@ -60,6 +60,24 @@ mod sim {
         follows_in_every_mode(Objective::Clip, 1);
     }
 
+    /// From the second step of a kind on, which may record it.
+    #[test]
+    fn a_step_neither_allocates_on_the_device_nor_waits_for_it() {
+        let emulator = Emulator::new(Mode::Lazy, 1);
+        let device = Gpu::new(emulator.clone()).unwrap();
+        let mut trainer = trainer_on(&device, Objective::RoClip, 1, Keep::All);
+        for step in 0..EPOCHS * STEPS {
+            let batch = batch(step);
+            let before = (emulator.allocations(), emulator.waits());
+            trainer.enqueue(&batch, step / STEPS).unwrap();
+            let after = (emulator.allocations(), emulator.waits());
+            let is_new = [0, STEPS].contains(&step);
+            assert!(is_new || after == before, "step {step}: {before:?} became {after:?}");
+            trainer.finish(&batch).unwrap();
+            assert_eq!(emulator.allocations(), after.0, "finish, step {step}");
+        }
+    }
+
     #[test]
     fn twelve_steps_of_roclip() {
         follows_in_every_mode(Objective::RoClip, 1);
