@@ -119,7 +119,7 @@ mod kernels {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).include("kernels");
         // see kernels/sim/README.md
-        build.flag("-fno-data-sections");
+        build.flag("-fno-data-sections").flag("-Wno-psabi");
         build.flag(
             "-fsanitize=alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow",
         );

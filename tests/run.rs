@@ -190,6 +190,27 @@ fn recomputed_activations_change_no_bit() {
     assert_same(&bench.final_state("kept"), &bench.final_state("recomputed"));
 }
 
+/// The whole program on the emulated GPU: bf16 activations, masters and pool to the checkpoint and back.
+#[test]
+#[cfg(feature = "sim")]
+fn sim_a_run_that_resumes_reaches_the_same_bits() {
+    let bench = Bench::new();
+    let same = ["--device", "sim", "--lr-scheduler", "const"];
+    let told = text(&bench.run("whole", &same));
+    assert!(told.contains("Running on sim (an emulated GPU)"), "{told}");
+    bench.run("parts", &[&same[..], &["--epochs", "2"]].concat());
+    bench.run("parts", &[&same[..], &["--resume", "latest"]].concat());
+    assert_same(&bench.final_state("whole"), &bench.final_state("parts"));
+    let losses = |name: &str| -> Vec<f64> {
+        let steps = bench.lines(name, "metrics.jsonl");
+        steps.iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+    };
+    bench.run("cpu", &["--lr-scheduler", "const"]);
+    // bf16 has 2^-9 of error in a rounding; a loss of 8 pairs is an average over dozens
+    let (gpu, cpu) = (losses("whole")[0], losses("cpu")[0]);
+    assert!((gpu - cpu).abs() < cpu * 2.0_f64.powi(-7), "{gpu} and {cpu}");
+}
+
 /// A row of the table that `--plan` prints.
 fn planned(told: &str, row: &str) -> u64 {
     let line = told.lines().find(|line| line.starts_with(row)).expect(row);

@@ -24,7 +24,7 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// Bytes that can still be allocated, where that is known.
     fn memory(&self) -> Option<u64>;
 
-    /// Memory of unspecified content, aligned to 256 bytes.
+    /// Memory of unspecified content, aligned as far as its size is, up to 256 bytes.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.

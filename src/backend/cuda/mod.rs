@@ -85,6 +85,9 @@ type Launcher<A> = Option<unsafe extern "C" fn(RoclipStream, *const A) -> i32>;
 /// `contrastive`, is a quarter of it.
 const RESERVE: u64 = 256 << 20;
 
+/// Scratch memory holds numbers of any kind.
+const SCRATCH_ALIGN: usize = 256;
+
 /// A launcher's arguments on their way to the queue.
 struct Args<A>(A);
 
@@ -125,6 +128,7 @@ impl<M: Machine> Gpu<M> {
 
     /// Where `bytes` of scratch memory lie; the next operation gets the same.
     fn scratch(&self, bytes: usize) -> Result<Address> {
+        let bytes = bytes.next_multiple_of(SCRATCH_ALIGN);
         let mut scratch = lock(&self.inner.scratch);
         if scratch.len < bytes {
             // what was recorded knows the old address
