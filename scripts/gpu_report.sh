@@ -106,7 +106,7 @@ run() {
     tail -c 1000000 "$said" >>"$out/log.txt"
     local note="exit status $code"
     [ $code -ne 124 ] || note="not done after $limit s"
-    note="$note; $(grep -E 'test result|ERROR SUMMARY|RACECHECK SUMMARY|pairs/s|panicked|Error' \
+    note="$note; $(grep -E 'test result|SUMMARY|pairs/s|refused|^device:|Error' \
         "$said" | tail -n 1 | cut -c1-200)"
     rm -f "$said"
     if [ $code -eq 0 ]; then result "$name" PASS $((SECONDS - start)) "$note"
