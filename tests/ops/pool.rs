@@ -1,7 +1,10 @@
 //! `pool`: matching against PyTorch's scores with planted ties (within a tile, across tiles), a NaN
-//! row in front, and winners in the first and last place; insertion against a loop.
+//! row in front, and winners in the first and last place; insertion against a loop. Against its
+//! twin: queries and rows around a tile's 128, more tiles than strips, widths of every remainder.
 
+use super::twin::{self, Tensor, U, on_every_twin};
 use super::*;
+use crate::common::tiny::noise;
 use roclip::backend::ops::pool;
 
 fn agrees_with_torch<D: Backend>(device: &D) {
@@ -19,6 +22,79 @@ fn agrees_with_torch<D: Backend>(device: &D) {
 }
 on_every_device!(agrees_with_torch);
 
+fn agrees_with_its_twin<D: Backend>(device: &D) {
+    for (b, m, width) in [
+        (1, 1, 1),
+        (5, 3, 7),
+        (127, 127, 8),
+        (128, 128, 31),
+        (129, 129, 32),
+        (1, 255, 33),
+        (130, 257, 64),
+        (257, 300, 40),
+        (3, 1000, 520),
+        (140, 64 * 128, 8),
+        (5, 64 * 128 + 1, 16),
+        (5, 200 * 128 + 3, 8),
+    ] {
+        compare(device, b, m, width, 0);
+    }
+    for odd in [1, 2, 4, 8] {
+        compare(device, 33, 150, 40, odd);
+    }
+}
+on_every_twin!(agrees_with_its_twin);
+
+/// A third of the queries stands in the pool, some of them several times; some rows are NaN.
+///
+/// The device may prefer another row than the twin where its error lets it, `(D + 4)U` of the sum
+/// of absolute products for each of the two; of equal rows it must be the lowest.
+fn compare<D: Backend>(device: &D, b: usize, m: usize, width: usize, odd: usize) {
+    let (mut queries, mut rows) = (noise(1, b * width), noise(2, m * width));
+    for i in (0..b).step_by(3) {
+        for place in [i * 7, i * 31 + 100, m - 1 - i % m] {
+            let query = queries[i * width..][..width].to_vec();
+            rows[place % m * width..][..width].copy_from_slice(&query);
+        }
+    }
+    if m > 2 {
+        for row in [0, m / 2] {
+            rows[row * width + width / 2] = f64::NAN;
+        }
+        queries[b / 2 * width] = if b > 1 { f64::NAN } else { 1.0 };
+    }
+    let queries = Tensor::<D, D::Act>::new(device, odd, &queries);
+    let rows = Tensor::<D, D::Act>::new(device, odd, &rows);
+    let mut index = device.buffer(&vec![u32::MAX; b]).unwrap();
+    let mut score = Tensor::<D, D::Acc>::poison(device, odd, b);
+    let to = (ViewMut::all(&mut index), score.view_mut());
+    pool::matching(device, width, queries.view(), rows.view(), to.0, to.1).unwrap();
+    let (index, score) = (device.to_vec::<u32>(View::all(&index)).unwrap(), score.read(device));
+    let (mut want, mut best) = (vec![0; b], vec![0.0; b]);
+    let from = (twin::all(&queries.values), twin::all(&rows.values));
+    let to = (ViewMut::all(&mut want), twin::all_mut(&mut best));
+    pool::matching(&twin::twin(), width, from.0, from.1, to.0, to.1).unwrap();
+
+    for (i, query) in queries.values.chunks(width).enumerate() {
+        let what = format!("query {i} of {b}, {m} rows, D = {width}, {odd}");
+        let (got, want) = (index[i] as usize, want[i] as usize);
+        assert!(got < m, "{what}: row {got}");
+        let row = |i: usize| &rows.values[i * width..][..width];
+        let products = |i| query.iter().zip(row(i)).map(|(q, r)| q * r);
+        let [exact, terms] = [products(got).sum(), products(got).map(f64::abs).sum::<f64>()];
+        let slack = |terms: f64| (width + 4) as f64 * U * terms;
+        if best[i].is_nan() {
+            assert!(got == 0 && score[i].is_nan(), "{what}: row {got}, score {}", score[i]);
+            continue;
+        }
+        assert!((score[i] - exact).abs() <= slack(terms), "{what}: {} for {exact}", score[i]);
+        let better = slack(terms) + slack(products(want).map(f64::abs).sum());
+        assert!(exact >= best[i] - better, "{what}: row {got}, {exact}, not {want}, {}", best[i]);
+        let first = (0..got).find(|&i| row(i) == row(got));
+        assert_eq!(first, None, "{what}: a row equal to {got} stands before it");
+    }
+}
+
 fn a_query_of_nan_gets_row_0<D: Backend>(device: &D) {
     let queries = buffer::<D, D::Act>(device, &[f64::NAN, 1.0, 0.0, -1.0]);
     let rows = buffer::<D, D::Act>(device, &[0.0, 0.5, 0.0, 0.25, 0.0, -1.0]);
@@ -31,7 +107,7 @@ fn a_query_of_nan_gets_row_0<D: Backend>(device: &D) {
     let score = read::<D, D::Acc>(device, &score);
     assert!(score[0].is_nan() && score[1] == 1.0, "{score:?}");
 }
-on_every_device!(a_query_of_nan_gets_row_0);
+on_every_twin!(a_query_of_nan_gets_row_0);
 
 /// Equal rows at every distance from the end of a tile must score equal bits, or the tie rule
 /// fails.
@@ -50,7 +126,7 @@ fn equal_rows_tie_wherever_they_stand<D: Backend>(device: &D) {
         assert_eq!(index, vec![0; b], "{b} queries, {m} rows");
     }
 }
-on_every_device!(equal_rows_tie_wherever_they_stand);
+on_every_twin!(equal_rows_tie_wherever_they_stand);
 
 fn inserts_in_a_ring<D: Backend>(device: &D) {
     let width = 3;
@@ -66,7 +142,7 @@ fn inserts_in_a_ring<D: Backend>(device: &D) {
         assert_eq!(read::<D, D::Act>(device, &ring), want, "{rows} rows at {at} of {size}");
     }
 }
-on_every_device!(inserts_in_a_ring);
+on_every_twin!(inserts_in_a_ring);
 
 #[test]
 fn refuses_what_does_not_fit() {
