@@ -3,7 +3,7 @@
 //! Method: such a device ([`Lazy`]) against the CPU, bit for bit; what it was asked for, in order.
 
 use crate::common::lazy::{Event, Habits, Lazy};
-use crate::step::{EPOCHS, PAIRS, STEPS, batch, saved, trainer_on};
+use crate::step::{EPOCHS, PAIRS, STEPS, batch, saved, trainer_matching, trainer_on};
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{Backend, Solo, View, ViewMut};
 use roclip::encode::Keep;
@@ -146,6 +146,20 @@ fn trainers_do_not_share_records() {
         }
         assert!(saved(&trainer) == expected.1);
     }
+}
+
+/// `paper` matches while the pool fills up: a record of fewer rows is not played for more.
+#[test]
+fn a_growing_pool_is_searched_whole() {
+    fn run<D: Backend>(device: &D) -> Vec<(f64, Option<Vec<u32>>)> {
+        let mut trainer = trainer_matching(device, Objective::Paper, 1, 1, Keep::All);
+        let mut step = |n| {
+            let loss = loss(trainer.step(&batch(n), n / STEPS).unwrap());
+            (loss, trainer.matches().unwrap().map(|matches| matches.index))
+        };
+        (0..STEPS).map(&mut step).collect()
+    }
+    assert_eq!(run(&Lazy::new(EVERY_HABIT[0])), run(&Cpu::<f32>::new(1).unwrap()));
 }
 
 /// Whatever was prefetched, a step trains on its own pictures: of other pairs, of the same pairs

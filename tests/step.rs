@@ -89,6 +89,17 @@ pub fn trainer_on<D: Backend>(
     passes: usize,
     keep: Keep,
 ) -> Trainer<D, Solo> {
+    trainer_matching(device, objective, 2, passes, keep)
+}
+
+/// One that matches in every `match_every`-th epoch.
+pub fn trainer_matching<D: Backend>(
+    device: &D,
+    objective: Objective,
+    match_every: u64,
+    passes: usize,
+    keep: Keep,
+) -> Trainer<D, Solo> {
     let config = tiny(false);
     let model = Clip::new(device, &config, PAIRS / passes, keep).unwrap();
     let values: Vec<_> = tiny_weights(model.params()).into_iter().map(Float::from_f64).collect();
@@ -103,7 +114,7 @@ pub fn trainer_on<D: Backend>(
     };
     let options = StepOptions {
         objective,
-        match_every: 2,
+        match_every,
         micro_batch: PAIRS / passes,
         accum_freq: passes,
         schedule: Schedule::new(ScheduleKind::Cosine, adamw.lr, 3, EPOCHS * STEPS),
