@@ -11,10 +11,11 @@ use std::cell::Cell;
 /// The largest relative error of one rounding to f32.
 pub const U: f64 = f32::EPSILON as f64 / 2.0;
 
-/// Elements in front of a tensor that is to be aligned, and behind every tensor.
+/// Elements in front of a tensor that is to be aligned. What comes behind fills up 16 bytes: memory
+/// of the emulated GPU may be aligned by its end, so that going past it shows.
 const FRONT: usize = 64;
-const BEHIND: usize = 3;
 const GUARD: f64 = 9.0;
+const WHOLE: usize = 8;
 
 thread_local! {
     static BITS: Cell<u64> = const { Cell::new(0) };
@@ -97,9 +98,10 @@ impl<D: Backend, T: Float> Tensor<D, T> {
     /// further.
     pub fn new(device: &D, odd: usize, values: &[f64]) -> Self {
         let values: Vec<f64> = values.iter().map(|&x| T::from_f64(x).to_f64()).collect();
-        let guard = |n| std::iter::repeat_n(GUARD, n);
         let at = FRONT + odd;
-        let all: Vec<f64> = guard(at).chain(values.iter().copied()).chain(guard(BEHIND)).collect();
+        let mut all = vec![GUARD; at];
+        all.extend(&values);
+        all.resize(all.len().next_multiple_of(WHOLE), GUARD);
         Self { buf: buffer(device, &all), at, values }
     }
 
@@ -164,6 +166,7 @@ impl<D: Backend> Param<D> {
         let mut all = vec![acc(GUARD); FRONT + odd];
         let slot = Slot { offset: all.len(), len: values.len() };
         all.extend(values.iter().map(|&x| acc(x)));
+        all.resize(all.len().next_multiple_of(WHOLE), acc(GUARD));
         let values = all[slot.range()].iter().map(|x| x.to_f64()).collect();
         Self { weights: device.weights(&all).unwrap(), slot, values }
     }
