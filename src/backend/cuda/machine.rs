@@ -61,8 +61,8 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// [`crate::Error::Device`] where the device refuses.
     fn upload(&self, from: &[u8], to: Address) -> Result<()>;
 
-    /// Copies from the host on a queue of its own; `from` must stay as it is until what was enqueued
-    /// behind the next [`Machine::wait_uploads`] is done.
+    /// Copies from the host on a queue of its own; `from` must stay as it is until what was
+    /// enqueued behind the next [`Machine::wait_uploads`] is done.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
