@@ -1,9 +1,9 @@
-//! Goal:   training in bf16 on a GPU is the training that PyTorch's autocast does: the same losses as
-//!         float64's within twice what torch itself is off by; and the same bits whatever the order
-//!         of threads, recorded or not.
-//! Method: the twelve steps of `golden/make_step.py`, whose shapes repeat, so that the third of a kind
-//!         and all later ones are replayed from a record; on the emulated GPU in both its modes, and
-//!         on a real one where the feature is.
+//! Goal:   training in bf16 on a GPU is the training that PyTorch's autocast does: the same losses
+//!         as float64's within twice what torch itself is off by; and the same bits whatever the
+//!         order of threads, recorded or not.
+//! Method: the twelve steps of `golden/make_step.py`, whose shapes repeat, so that the third of a
+//!         kind and all later ones are replayed from a record; on the emulated GPU in both its
+//!         modes, and on a real one where the feature is.
 
 use crate::common::golden;
 use crate::step::{EPOCHS, GoldenRun, STEPS, batch, stepped, trainer_on};
@@ -13,8 +13,8 @@ use roclip::flow::State;
 use roclip::matching::Objective;
 use std::collections::BTreeMap;
 
-/// Twice torch's error, as the order of additions and what is kept in bf16 differ, and a rounding to
-/// bf16 of the loss for where torch was lucky.
+/// Twice torch's error, as the order of additions and what is kept in bf16 differ, and a rounding
+/// to bf16 of the loss for where torch was lucky.
 fn follows<D: Backend>(device: D, objective: Objective, passes: usize) -> (Vec<u64>, State) {
     let mut runs: BTreeMap<String, GoldenRun> = golden::json("step.json");
     let golden = runs.remove(objective.name()).unwrap();

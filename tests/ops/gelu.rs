@@ -31,7 +31,8 @@ fn keeps_nan<D: Backend>(device: &D) {
 }
 on_every_device!(keeps_nan);
 
-/// Every bf16 there is, in one tensor; then lengths around a block's 4096 elements, aligned and not.
+/// Every bf16 there is, in one tensor; then lengths around a block's 4096 elements, aligned and
+/// not.
 ///
 /// Slack, from the header of `kernels/gelu.cu`: the tail of Φ below 0 is off by a relative
 /// 2⁻¹⁸ + x²/2·2⁻²³, and 0 where the exponential is below 2⁻¹²⁶; the exponential of the quick

@@ -40,8 +40,8 @@ fn agrees_with_torch<D: Backend>(device: &D) {
 on_every_device!(agrees_with_torch);
 
 /// Sides of patches that are multiples of 8, of 2 and of nothing; images around the 8 that share
-/// their positions and the 64 and 256 that a block of the sums reads at once; widths around a lane's
-/// 8 and a tile's 64.
+/// their positions and the 64 and 256 that a block of the sums reads at once; widths around a
+/// lane's 8 and a tile's 64.
 ///
 /// Slack: one addition in the forward; a sum of n terms is off by n·U of the sum of their absolute
 /// values.

@@ -28,8 +28,8 @@ pub fn bits_of(run: impl FnOnce()) -> u64 {
     BITS.get()
 }
 
-/// Runs a generic test on the CPU in f32, on the emulated GPU and on a real one, which must be there
-/// where the feature is; each twice, with other threads or in another order and mode where there is
+/// Runs a generic test on the CPU in f32, on the emulated GPU and on a real one, which must be
+/// there where the feature is; each twice, with other threads or in another order and mode where there is
 /// one, and the results must have the same bits.
 macro_rules! on_every_twin {
     ($test:ident) => {
