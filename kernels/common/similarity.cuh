@@ -48,7 +48,7 @@ inline bool vector(const Operands& o) {
 // A search over all columns is cut into strips, by extents alone: never by what GPU it is.
 inline int64_t strips(int64_t cols_n) {
     const int64_t tiles = ceil_div(cols_n, COLS);
-    return tiles < ROCLIP_STRIPS ? tiles : ROCLIP_STRIPS;
+    return tiles < ROCLIP_STRIPS ? tiles : int64_t(ROCLIP_STRIPS);
 }
 
 inline dim3 grid(const Operands& o) {
