@@ -162,7 +162,8 @@ fn every_operation_has_all_its_places() {
     let mut missing = Vec::new();
     for op in ops.filter(|op| op != "mod") {
         let device = ["cpu", "cuda"].map(|device| format!("src/backend/{device}/{op}.rs"));
-        for place in device.into_iter().chain([format!("tests/ops/{op}.rs")]) {
+        let others = [format!("kernels/{op}.cu"), format!("tests/ops/{op}.rs")];
+        for place in device.into_iter().chain(others) {
             if !root().join(&place).exists() {
                 missing.push(place);
             }
