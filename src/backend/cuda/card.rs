@@ -17,7 +17,7 @@ use blas::Blas;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, CudaStream, sys};
 use staging::Staging;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 use std::sync::{Arc, Mutex};
 
 /// One GPU of this machine.
@@ -83,16 +83,16 @@ impl Card {
     }
 }
 
-/// What a `cudaError_t` is called; driver and runtime share the numbers.
+unsafe extern "C" {
+    /// Of the runtime that the launchers are linked with.
+    safe fn cudaGetErrorString(code: i32) -> *const c_char;
+}
+
+/// What a launcher's `cudaError_t` means.
 fn explain(code: i32) -> String {
-    let mut text = std::ptr::null();
-    // SAFETY: the driver answers with a constant text or leaves the pointer null.
-    let known = unsafe { sys::cuGetErrorString(std::mem::transmute(code), &mut text) };
-    if known != sys::CUresult::CUDA_SUCCESS || text.is_null() {
-        return format!("CUDA error {code}");
-    }
-    // SAFETY: a constant, terminated text.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    // SAFETY: the runtime answers with a constant, terminated text, whatever the number.
+    let text = unsafe { CStr::from_ptr(cudaGetErrorString(code)) };
+    text.to_string_lossy().into_owned()
 }
 
 /// What was recorded, ready to be started at once.
