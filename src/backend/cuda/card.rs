@@ -116,6 +116,9 @@ impl Drop for Graph {
 impl Machine for Card {
     type Graph = Graph;
 
+    /// 64 MiB of bf16, up to 262,144 columns.
+    const BLOCK: (usize, usize) = (32 << 20, 128);
+
     fn kernels(&self) -> &'static RoclipKernels {
         // SAFETY: a constant table.
         unsafe { &api::roclip_kernels_cuda }

@@ -1,5 +1,5 @@
 //! Launches of `kernels/contrastive.cu`. The backward stores the weights of one block of rows at a
-//! time, at most [`BLOCK`] of them, and multiplies them with the columns.
+//! time ([`Machine::BLOCK`]) and multiplies them with the columns.
 
 use super::api::{self, ContrastiveScale, ContrastiveWeights};
 use super::machine::{Address, Machine, Matmul, Operand, Output};
@@ -8,13 +8,6 @@ use crate::backend::ops::contrastive::{Contrastive, ContrastiveGrads, Contrastiv
 use crate::backend::{View, ViewMut, Weight};
 use crate::error::Result;
 use half::bf16;
-
-/// Weights in memory at a time, 64 MiB of bf16.
-const BLOCK: usize = 32 << 20;
-
-/// Rows of a block, at least: fewer would leave the GPU idle. Beyond 262,144 columns it is this
-/// that counts.
-const ROWS: usize = 128;
 
 impl<M: Machine> Contrastive for Gpu<M> {
     fn contrastive_forward(
@@ -55,7 +48,8 @@ impl<M: Machine> Contrastive for Gpu<M> {
         grads: ContrastiveGrads<'_, Self>,
     ) -> Result<()> {
         let drows = grads.rows.at();
-        let block = (BLOCK / shape.cols).max(ROWS).min(shape.rows);
+        let (most, rows_at_least) = M::BLOCK;
+        let block = (most / shape.cols).max(rows_at_least).min(shape.rows);
         let weights = self.scratch(block * shape.cols * size_of::<bf16>())?;
         for first in (0..shape.rows).step_by(block) {
             let n = block.min(shape.rows - first);

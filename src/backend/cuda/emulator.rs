@@ -115,6 +115,9 @@ pub(super) fn last_error() -> String {
 impl Machine for Emulator {
     type Graph = Vec<Work>;
 
+    /// So little that tests meet several blocks, and a last one that is not full.
+    const BLOCK: (usize, usize) = (2048, 16);
+
     fn kernels(&self) -> &'static RoclipKernels {
         // SAFETY: a constant table.
         unsafe { &api::roclip_kernels_sim }

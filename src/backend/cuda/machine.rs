@@ -15,6 +15,10 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// Work that was recorded.
     type Graph: Send;
 
+    /// Elements of a block of rows that an operation stores at a time, at most, and the rows of it,
+    /// at least, which count where both cannot be: fewer would leave a GPU idle.
+    const BLOCK: (usize, usize);
+
     /// The kernels built for it.
     fn kernels(&self) -> &'static RoclipKernels;
 
