@@ -109,7 +109,7 @@ impl<D: Device> Planner<'_, D> {
     /// What the recipe takes.
     ///
     /// # Errors
-    /// As [`Recipe::room`], but for the device's.
+    /// As [`Recipe::parts`], but for the device's.
     pub fn plan(&self) -> Result<Plan> {
         self.plan_of(&self.recipe)
     }
