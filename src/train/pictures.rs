@@ -37,12 +37,13 @@ impl Identity {
 
 impl<D: Device> Pictures<D> {
     /// Room for `pairs` pictures of `values` numbers. A step of one pass has a second room for the
-    /// next step's; one of several `passes`, which saves memory, brings its pictures as it goes.
+    /// next step's, unless the device is the host, where a copy ahead saves nothing; one of several
+    /// `passes`, which saves memory, brings its pictures as it goes.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
     pub(super) fn new(device: &D, pairs: usize, values: usize, passes: usize) -> Result<Self> {
-        let rooms = if passes == 1 { 2 } else { 1 };
+        let rooms = if passes == 1 && !D::ON_HOST { 2 } else { 1 };
         let buffers = (0..rooms).map(|_| device.alloc(pairs * values)).collect::<Result<_>>()?;
         let ahead = Identity { place: 0, pairs: Vec::with_capacity(pairs) };
         Ok(Self { buffers, current: 0, ahead })
