@@ -7,6 +7,7 @@
 // What every stage may use.
 pub mod error;
 pub mod rng;
+mod simd;
 pub mod flow;
 pub mod backend;
 

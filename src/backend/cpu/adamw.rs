@@ -1,10 +1,10 @@
 //! `adamw` on the CPU: one pass over all parameters, group by group.
 
-use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::adamw::{AdamW, RATES};
 use crate::backend::{Slot, View, ViewMut};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Parameters of one task, a multiple of [`Slot::ALIGN`].

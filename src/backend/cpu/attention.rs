@@ -2,11 +2,12 @@
 //! queries: scores, softmax and their product with the values, in scratch memory of one block.
 
 use super::gemm::Mat;
-use super::simd::{self, vectorised};
+use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::attention::{Attention, AttentionShape, Mask};
 use crate::backend::{View, ViewMut, Write};
 use crate::error::Result;
+use crate::simd::vectorised;
 use std::ops::Range;
 
 /// Queries of one block.

@@ -1,11 +1,12 @@
 //! `contrastive` on the CPU: blocks of rows × tiles of columns, the softmax's sums running along.
 
 use super::gemm::Mat;
-use super::simd::{self, vectorised};
+use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::contrastive::{Contrastive, ContrastiveGrads, ContrastiveShape};
 use crate::backend::{View, ViewMut, Weight, Write};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Rows of one task.

@@ -2,11 +2,11 @@
 //! tokens side by side in the order: no two tasks write one row, and additions are in the order of
 //! the tokens.
 
-use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::embedding::{Embedding, EmbeddingShape};
 use crate::backend::{View, ViewMut, Weight};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Tasks the token table is cut into.

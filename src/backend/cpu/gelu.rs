@@ -1,10 +1,10 @@
 //! `gelu` on the CPU.
 
-use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::gelu::{Gelu, GeluOp};
 use crate::backend::{View, ViewMut};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Elements of one task.

@@ -15,9 +15,9 @@
 //! 2008.
 
 use super::kernel::{MR, TILE, nr};
-use super::simd::vectorised;
 use super::{Cpu, CpuFloat, grown};
 use crate::backend::Write;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Rows of one task. Its panel of `a`, 96 × 384 f32, takes 144 KiB of the second cache.

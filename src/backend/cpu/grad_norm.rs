@@ -1,10 +1,11 @@
 //! `grad_norm` on the CPU.
 
-use super::simd::{self, vectorised};
+use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::grad_norm::GradNorm;
 use crate::backend::{View, ViewMut};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Parts that are summed on their own, whatever the number of threads.

@@ -3,7 +3,7 @@
 //! Every element of a tile is one chain of multiply-adds in the order of `k`, wherever it stands:
 //! equal rows give equal bits, and a matrix may be cut anywhere.
 
-use super::simd::Level;
+use crate::simd::Level;
 
 /// Rows of a tile.
 pub const MR: usize = 12;

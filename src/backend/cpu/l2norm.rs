@@ -1,10 +1,11 @@
 //! `l2norm` on the CPU. Row sums run in double precision.
 
-use super::simd::{self, vectorised};
+use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::l2norm::{EPS, L2Norm};
 use crate::backend::{View, ViewMut};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 impl<F: CpuFloat> L2Norm for Cpu<F> {

@@ -1,11 +1,12 @@
 //! `layernorm` on the CPU: rows are independent; the gradients of gain and bias are sums of
 //! columns.
 
-use super::simd::{self, vectorised};
+use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::layernorm::{EPS, LayerNorm, LayerNormStats};
 use crate::backend::{View, ViewMut, Weight, Write};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Rows of one task.

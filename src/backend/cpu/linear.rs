@@ -1,11 +1,11 @@
 //! `linear` on the CPU.
 
 use super::gemm::Mat;
-use super::simd::vectorised;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::linear::{Layout, Linear, LinearShape};
 use crate::backend::{View, ViewMut, Weight, Write};
 use crate::error::Result;
+use crate::simd::vectorised;
 use rayon::prelude::*;
 
 /// Columns that one task sums up.

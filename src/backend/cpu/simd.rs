@@ -1,41 +1,6 @@
-//! Plain loops, compiled for the widest registers of the machine they run on.
-//!
-//! Rust compiles for the oldest x86-64 unless told otherwise. A function within [`vectorised!`] is
-//! compiled three times and chosen when called. No level may contract `a·b + c`, and none changes
-//! the order of a sum, so all levels give the same bits.
+//! Sums and maxima that vectorise, always in one order.
 
 use super::CpuFloat;
-
-/// What the machine can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// What every machine of this architecture has.
-    Base,
-    /// 256-bit registers and fused multiply-add.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// 512-bit registers.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Level {
-    /// The highest of this machine; the answer is kept by the standard library.
-    #[inline(always)]
-    pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
-                return Level::Avx512;
-            }
-            if has!("avx2") && has!("fma") {
-                return Level::Avx2;
-            }
-        }
-        Level::Base
-    }
-}
 
 /// Running sums that a register holds side by side.
 const LANES: usize = 16;
@@ -75,43 +40,3 @@ pub fn max<F: CpuFloat>(x: &[F]) -> F {
     }
     rest.iter().chain(&lanes).fold(F::NEG_INFINITY, |a, &b| larger(a, b))
 }
-
-/// Compiles a generic function for every [`Level`]; what it calls must be `#[inline(always)]`.
-macro_rules! vectorised {
-    ($(#[$meta:meta])* fn $name:ident<F: CpuFloat>($($arg:ident: $type:ty),* $(,)?)
-        $(-> $result:ty)? $body:block) => {
-        $(#[$meta])*
-        fn $name<F: CpuFloat>($($arg: $type),*) $(-> $result)? {
-            #[allow(clippy::too_many_arguments, reason = "as the function itself")]
-            #[inline(always)]
-            fn body<F: CpuFloat>($($arg: $type),*) $(-> $result)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                use $crate::backend::cpu::simd::Level;
-
-                #[allow(clippy::too_many_arguments, reason = "as the function itself")]
-                #[target_feature(enable = "avx2")]
-                fn avx2<F: CpuFloat>($($arg: $type),*) $(-> $result)? {
-                    body::<F>($($arg),*)
-                }
-
-                #[allow(clippy::too_many_arguments, reason = "as the function itself")]
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-                fn avx512<F: CpuFloat>($($arg: $type),*) $(-> $result)? {
-                    body::<F>($($arg),*)
-                }
-
-                match Level::detect() {
-                    Level::Base => {}
-                    // SAFETY: `Level::detect` found the features that the function is compiled for.
-                    Level::Avx2 => return unsafe { avx2::<F>($($arg),*) },
-                    // SAFETY: as above.
-                    Level::Avx512 => return unsafe { avx512::<F>($($arg),*) },
-                }
-            }
-            body::<F>($($arg),*)
-        }
-    };
-}
-pub(super) use vectorised;
