@@ -26,7 +26,6 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int UNROLL = 2;
 constexpr int BLOCKS = 5;  // an SM: 40 KB of loads on their way
-constexpr float LOG2_E = 1.44269504f;
 
 struct Erf {
     // The tail Phi(-|x|) is bell times this.
@@ -42,7 +41,7 @@ struct Erf {
     }
 
     static __device__ __forceinline__ float bell(float x) {
-        return exp2_approx(x * x * (-0.5f * LOG2_E));
+        return exp2_approx(x * x * (-0.5f * LOG2E));
     }
 
     static __device__ __forceinline__ float value(float x) {
@@ -59,7 +58,7 @@ struct Erf {
 
 struct Quick {
     static __device__ __forceinline__ float sigmoid(float x) {
-        return reciprocal_approx(1 + exp2_approx(x * (-1.702f * LOG2_E)));
+        return reciprocal_approx(1 + exp2_approx(x * (-1.702f * LOG2E)));
     }
 
     static __device__ __forceinline__ float value(float x) { return x * sigmoid(x); }

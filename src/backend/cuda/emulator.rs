@@ -176,21 +176,11 @@ impl Machine for Emulator {
     }
 
     fn upload(&self, from: &[u8], to: Address) -> Result<()> {
-        let from = from.to_vec();
-        self.push(move || {
-            // SAFETY: addresses come from live buffers.
-            unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
-            Ok(())
-        })
+        self.push(copy_of(from, to))
     }
 
     fn upload_ahead(&self, from: &[u8], to: Address) -> Result<()> {
-        let from = from.to_vec();
-        lock(&self.queue).ahead.push(Arc::new(move || {
-            // SAFETY: addresses come from live buffers.
-            unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
-            Ok(())
-        }));
+        lock(&self.queue).ahead.push(Arc::new(copy_of(from, to)));
         if self.mode == Mode::Eager { self.wait_uploads() } else { Ok(()) }
     }
 
@@ -237,6 +227,16 @@ impl Machine for Emulator {
     fn replay(&self, graph: &Vec<Work>) -> Result<()> {
         lock(&self.queue).waiting.extend(graph.iter().cloned());
         if self.mode == Mode::Eager { self.run() } else { Ok(()) }
+    }
+}
+
+/// Brings to the device what `from` holds now.
+fn copy_of(from: &[u8], to: Address) -> impl Fn() -> Result<()> + Send + Sync + 'static {
+    let from = from.to_vec();
+    move || {
+        // SAFETY: addresses come from live buffers.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
     }
 }
 

@@ -53,14 +53,6 @@ pub(crate) mod api {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
-/// An NVIDIA GPU.
-#[cfg(feature = "cuda")]
-pub type Cuda = Gpu<Card>;
-
-/// An emulated GPU.
-#[cfg(feature = "sim")]
-pub type Sim = Gpu<Emulator>;
-
 /// A GPU as a device. Clones are the same device.
 #[derive(Clone)]
 pub struct Gpu<M: Machine> {
@@ -170,12 +162,12 @@ impl<M: Machine, T: Element> ViewMut<'_, Gpu<M>, T> {
 impl<M: Machine> Weight<'_, Gpu<M>> {
     /// The master values.
     fn master(&self) -> *const f32 {
-        (self.weights.master.at + (self.slot.offset * size_of::<f32>()) as Address) as *const f32
+        View::of(&self.weights.master, self.slot.range()).ptr()
     }
 
     /// Where the copy in bf16 lies.
     fn copy(&self) -> Address {
-        self.weights.copy.at + (self.slot.offset * size_of::<bf16>()) as Address
+        View::of(&self.weights.copy, self.slot.range()).at()
     }
 }
 

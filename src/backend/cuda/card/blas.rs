@@ -234,8 +234,8 @@ impl Plan {
             unsafe { result::set_matmul_pref_attribute(preference, attribute, value, bytes) }
         };
         let workspace = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        let room = (&raw const WORKSPACE_BYTES).cast();
-        let chosen = set(workspace, room, size_of::<usize>())
+        let room = WORKSPACE;
+        let chosen = set(workspace, (&raw const room).cast(), size_of::<usize>())
             .and_then(|()| {
                 let mut numbers = numbers.iter();
                 numbers.try_for_each(|(name, x)| set(*name, (&raw const *x).cast(), 4))
@@ -255,9 +255,6 @@ impl Plan {
         chosen.map(|chosen| chosen.algo).map_err(failed("choose an algorithm"))
     }
 }
-
-/// [`WORKSPACE`] where it has an address.
-static WORKSPACE_BYTES: usize = WORKSPACE;
 
 impl Drop for Plan {
     fn drop(&mut self) {
