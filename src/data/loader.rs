@@ -28,7 +28,7 @@ use super::decode::DecodeLimits;
 use super::ledger::{Entry, Tally};
 use super::sample::{Captions, Fields};
 use super::shard::ShardLimits;
-use super::source::{Shard, fingerprint, list_shards};
+use super::source::{Shard, SourceOptions, fingerprint, list_shards, redact};
 use super::text::eda::Eda;
 use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
@@ -98,6 +98,8 @@ impl Default for TextOptions {
 pub struct LoaderConfig {
     /// Shard list, see [`super::source`].
     pub shards: String,
+    /// How shards are fetched over a network.
+    pub source: SourceOptions,
     /// Key of every random draw. Default 0.
     pub seed: u64,
     /// `N`, pairs of a batch on this rank. Default 64, as in open_clip.
@@ -139,6 +141,7 @@ impl Default for LoaderConfig {
     fn default() -> Self {
         Self {
             shards: String::new(),
+            source: SourceOptions::default(),
             seed: 0,
             batch_size: 64,
             workers: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
@@ -227,7 +230,7 @@ impl Loader {
     /// A field is out of range, or the shard list is unusable.
     pub fn new(config: LoaderConfig) -> Result<Self> {
         config.validate()?;
-        let shards: Arc<[Shard]> = list_shards(&config.shards)?.into();
+        let shards: Arc<[Shard]> = list_shards(&config.shards, &config.source)?.into();
         let transform = Arc::new(Transform::new(config.transform.clone())?);
         let is_rereadable = shards.iter().all(Shard::is_rereadable);
         let is_consumed = AtomicBool::new(false);
@@ -261,7 +264,7 @@ impl Loader {
             && (self.is_consumed.swap(true, Ordering::Relaxed) || start.next_seq > 0)
         {
             return Err(Error::Shards {
-                pattern: self.config.shards.clone(),
+                pattern: redact(&self.config.shards),
                 reason: "a pipe (standard input or FIFO) can be read only once: a second epoch or \
                          a resumed one needs files"
                     .into(),

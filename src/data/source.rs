@@ -1,7 +1,12 @@
 //! Which shards: what a user writes to the list of files it means.
 //!
 //! Grammar, as webdataset and open_clip have it: `a/{00000..00099}.tar` (Python `braceexpand`),
-//! `one::two` (several patterns), `a/*.tar` (glob), a directory, a file, `-` (standard input).
+//! `one::two` (several patterns), `a/*.tar` (glob), a directory, a file, `file:///a/b.tar`, `-`
+//! (standard input).
+
+mod braces;
+mod options;
+mod url;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +14,10 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+pub use braces::{MAX_EXPANSION, expand_braces};
+pub use options::{CacheOptions, SourceOptions, StoreSettings};
+pub use url::redact;
 
-/// Most names that one pattern may expand to.
-pub const MAX_EXPANSION: u64 = 1_000_000;
-/// Deepest nesting of braces.
-const MAX_DEPTH: usize = 64;
 /// What a directory is searched for.
 const SHARD_SUFFIXES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
@@ -59,7 +63,8 @@ impl Shard {
 /// # Errors
 /// A pattern is malformed, expands to more than [`MAX_EXPANSION`] names, asks for a shell or a
 /// network, or nothing that it names exists.
-pub fn list_shards(shards: &str) -> Result<Vec<Shard>> {
+pub fn list_shards(shards: &str, options: &SourceOptions) -> Result<Vec<Shard>> {
+    options.validate()?;
     let mut list = Vec::new();
     for pattern in shards.split("::") {
         if pattern.is_empty() {
@@ -90,7 +95,7 @@ pub fn fingerprint(shards: &[Shard]) -> String {
 }
 
 fn refuse(pattern: &str, reason: impl Into<String>) -> Error {
-    Error::Shards { pattern: pattern.into(), reason: reason.into() }
+    Error::Shards { pattern: redact(pattern), reason: reason.into() }
 }
 
 fn list_pattern(pattern: &str) -> Result<Vec<Shard>> {
@@ -104,18 +109,29 @@ fn list_pattern(pattern: &str) -> Result<Vec<Shard>> {
             the command yourself and pass `-` or a FIFO: `command | roclip-train ... -`",
         ));
     }
-    if let Some(scheme) = url_scheme(pattern) {
-        return Err(refuse(
+    match url::scheme(pattern) {
+        Some("file") => {
+            let path = url::file_path(pattern);
+            let reason = "a `file:` URL names an absolute path of this machine: `file:///a/b.tar`";
+            list_local(pattern, &path.ok_or_else(|| refuse(pattern, reason))?)
+        }
+        Some("http" | "https" | "s3" | "gs" | "az") => Err(refuse(
             pattern,
-            format!(
-                "shards are read from local files; `{scheme}:` is \
-            not read here; copy the shards first, or give a path"
-            ),
-        ));
+            "built without the network; build with `--features remote`, or copy the shards first",
+        )),
+        Some(scheme) => {
+            let known = "a path, `file:`, `http:`, `https:`, `s3:`, `gs:` or `az:`";
+            Err(refuse(pattern, format!("`{scheme}:` is not known here; give {known}")))
+        }
+        None => list_local(pattern, pattern),
     }
+}
+
+/// The files that `expression`, braces and wildcards in it, names.
+fn list_local(pattern: &str, expression: &str) -> Result<Vec<Shard>> {
     let mut list = Vec::new();
     let mut found = false;
-    for name in expand_braces(pattern)? {
+    for name in expand_braces(expression)? {
         let path = Path::new(&name);
         if path.is_dir() {
             let inside = list_directory(path)?;
@@ -130,16 +146,7 @@ fn list_pattern(pattern: &str) -> Result<Vec<Shard>> {
             list.extend(matched);
         }
     }
-    if found { Ok(list) } else { Err(refuse(pattern, nothing_matches(pattern))) }
-}
-
-/// `s3` of `s3://bucket/key`, `file` of `file:/a`.
-fn url_scheme(pattern: &str) -> Option<&str> {
-    let (scheme, rest) = pattern.split_once(':')?;
-    let named = scheme.len() > 1
-        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    (named && (rest.starts_with("//") || scheme == "file")).then_some(scheme)
+    if found { Ok(list) } else { Err(refuse(pattern, nothing_matches(expression))) }
 }
 
 fn list_directory(dir: &Path) -> Result<Vec<Shard>> {
@@ -178,241 +185,12 @@ fn nothing_matches(pattern: &str) -> String {
     )
 }
 
-/// A parsed pattern: each variant knows how many strings it stands for before any is made.
-enum Node {
-    Literal(String),
-    Range(Vec<String>),
-    /// One after the other: the product of the parts.
-    Join(Vec<Node>),
-    /// One or the other: the sum of the parts.
-    Either(Vec<Node>),
-}
-
-/// Expands braces as Python's `braceexpand` does (the package that webdataset calls).
-///
-/// # Errors
-/// Unbalanced or too deeply nested braces; more than [`MAX_EXPANSION`] results.
-pub fn expand_braces(pattern: &str) -> Result<Vec<String>> {
-    let chars: Vec<char> = pattern.chars().collect();
-    let node = parse_join(&chars, 0).map_err(|reason| refuse(pattern, reason))?;
-    let count = node.count();
-    if count > MAX_EXPANSION {
-        return Err(refuse(pattern, format!("expands to {count} names; at most {MAX_EXPANSION}")));
-    }
-    let mut names = vec![String::new()];
-    node.append_to(&mut names);
-    Ok(names)
-}
-
-impl Node {
-    fn count(&self) -> u64 {
-        match self {
-            Node::Literal(_) => 1,
-            Node::Range(items) => items.len() as u64,
-            Node::Join(parts) => parts.iter().fold(1, |n, part| n.saturating_mul(part.count())),
-            Node::Either(parts) => parts.iter().fold(0, |n, part| n.saturating_add(part.count())),
-        }
-    }
-
-    /// Replaces each prefix by its continuations, the last part varying fastest.
-    fn append_to(&self, prefixes: &mut Vec<String>) {
-        match self {
-            Node::Literal(text) => prefixes.iter_mut().for_each(|prefix| prefix.push_str(text)),
-            Node::Range(items) => {
-                *prefixes = prefixes
-                    .iter()
-                    .flat_map(|prefix| items.iter().map(move |item| format!("{prefix}{item}")))
-                    .collect();
-            }
-            Node::Join(parts) => parts.iter().for_each(|part| part.append_to(prefixes)),
-            Node::Either(parts) => {
-                let mut endings = Vec::new();
-                for part in parts {
-                    let mut ending = vec![String::new()];
-                    part.append_to(&mut ending);
-                    endings.append(&mut ending);
-                }
-                Node::Range(endings).append_to(prefixes);
-            }
-        }
-    }
-}
-
-/// The positions and depths at which an unescaped special character stands.
-fn unescaped(chars: &[char]) -> impl Iterator<Item = (usize, char)> + '_ {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while chars.get(at) == Some(&'\\') {
-            at += 2;
-        }
-        let found = chars.get(at).map(|&c| (at, c));
-        at += 1;
-        found
-    })
-}
-
-fn parse_join(chars: &[char], nesting: usize) -> Result<Node, String> {
-    if nesting > MAX_DEPTH {
-        return Err(format!("braces nest deeper than {MAX_DEPTH}"));
-    }
-    let mut parts = Vec::new();
-    let (mut start, mut depth) = (0, 0i64);
-    for (at, c) in unescaped(chars) {
-        match c {
-            '{' => {
-                if depth == 0 && at > start {
-                    parts.push(literal(&chars[start..at]));
-                    start = at;
-                }
-                depth += 1;
-            }
-            '}' => {
-                depth -= 1;
-                if depth == 0 {
-                    parts.push(parse_braces(&chars[start + 1..at], nesting + 1)?);
-                    start = at + 1;
-                }
-            }
-            _ => {}
-        }
-    }
-    if depth != 0 {
-        return Err("unbalanced braces; escape a brace that is part of a name: `\\{`".into());
-    }
-    if start < chars.len() {
-        parts.push(literal(&chars[start..]));
-    }
-    Ok(Node::Join(parts))
-}
-
-/// What stands between a pair of braces: a range, a list, or neither (then the braces stay).
-fn parse_braces(chars: &[char], nesting: usize) -> Result<Node, String> {
-    let text: String = chars.iter().collect();
-    if let Some(range) = parse_range(&text) {
-        return range;
-    }
-    let mut commas = Vec::new();
-    let mut depth = 0i64;
-    for (at, c) in unescaped(chars) {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            ',' if depth == 0 => commas.push(at),
-            _ => {}
-        }
-    }
-    if commas.is_empty() {
-        let inside = parse_join(chars, nesting)?;
-        return Ok(Node::Join(vec![Node::Literal("{".into()), inside, Node::Literal("}".into())]));
-    }
-    let mut items = Vec::new();
-    let mut start = 0;
-    for end in commas.into_iter().chain([chars.len()]) {
-        items.push(parse_join(&chars[start..end], nesting)?);
-        start = end + 1;
-    }
-    Ok(Node::Either(items))
-}
-
-fn literal(chars: &[char]) -> Node {
-    let mut text = String::new();
-    let mut chars = chars.iter();
-    while let Some(&c) = chars.next() {
-        match (c, chars.as_slice().first()) {
-            ('\\', Some(&escaped)) => {
-                text.push(escaped);
-                chars.next();
-            }
-            _ => text.push(c),
-        }
-    }
-    Node::Literal(text)
-}
-
-/// `1..5`, `001..100..2`, `c..a`; `None` if it is no range at all.
-fn parse_range(text: &str) -> Option<Result<Node, String>> {
-    let mut fields = text.split("..");
-    let (first, last) = (fields.next()?, fields.next()?);
-    let step = match fields.next() {
-        None => 1,
-        Some(step) => {
-            let digits = step.strip_prefix('-').unwrap_or(step);
-            is_digits(digits).then_some(())?;
-            digits.parse().unwrap_or(u64::MAX).max(1)
-        }
-    };
-    if fields.next().is_some() {
-        return None;
-    }
-    if is_integer(first) && is_integer(last) {
-        return Some(integer_range(first, last, step));
-    }
-    letter_range(first, last, step).map(Ok)
-}
-
-fn is_digits(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn is_integer(text: &str) -> bool {
-    is_digits(text.strip_prefix('-').unwrap_or(text))
-}
-
-/// A leading zero at either end pads every number to the longer of the two.
-fn integer_range(first: &str, last: &str, step: u64) -> Result<Node, String> {
-    let padded = |text: &str| {
-        text != "0" && text != "-0" && text.strip_prefix('-').unwrap_or(text).starts_with('0')
-    };
-    let width = if padded(first) || padded(last) { first.len().max(last.len()) } else { 0 };
-    let number = |text: &str| text.parse::<i64>().map_err(|_| format!("{text} is too large"));
-    let (first, last) = (number(first)?, number(last)?);
-    let count = first.abs_diff(last) / step + 1;
-    if count > MAX_EXPANSION {
-        return Err(format!("a range of {count} numbers; at most {MAX_EXPANSION} names"));
-    }
-    let sign = if first <= last { 1 } else { -1 };
-    let item = |k: u64| i128::from(first) + sign * i128::from(k) * i128::from(step);
-    Ok(Node::Range((0..count).map(|k| format!("{:0width$}", item(k))).collect()))
-}
-
-/// Between letters of either case, capitals before small ones.
-fn letter_range(first: &str, last: &str, step: u64) -> Option<Node> {
-    let alphabet: Vec<char> = ('A'..='Z').chain('a'..='z').collect();
-    let place = |text: &str| alphabet.iter().position(|c| text == c.to_string());
-    let (first, last) = (place(first)?, place(last)?);
-    let step = usize::try_from(step).unwrap_or(usize::MAX);
-    let span: Vec<char> = if first < last {
-        alphabet[first..=last].to_vec()
-    } else {
-        alphabet[last..=first].iter().rev().copied().collect()
-    };
-    Some(Node::Range(span.into_iter().step_by(step).map(String::from).collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// 200 patterns, expected results from the Python package (`tests/golden/make_stream.py`).
-    #[test]
-    fn braces_expand_as_in_python() {
-        let golden = include_str!("../../tests/golden/braceexpand.json");
-        let cases: Vec<(String, Option<Vec<String>>)> = serde_json::from_str(golden).unwrap();
-        assert!(cases.len() > 100);
-        for (pattern, expected) in cases {
-            assert_eq!(expand_braces(&pattern).ok(), expected, "{pattern:?}");
-        }
-    }
-
-    #[test]
-    fn an_expansion_without_end_is_refused_at_once() {
-        for pattern in ["{1..9999999999}", "{0..999}{0..999}{0..9}", "{1..99999999999999999999}"] {
-            let message = expand_braces(pattern).unwrap_err().to_string();
-            assert!(message.contains("at most") || message.contains("too large"), "{message}");
-        }
-        assert!(expand_braces(&"{a,".repeat(10_000)).is_err());
-        assert!(expand_braces(&("{".repeat(500) + "a,b" + &"}".repeat(500))).is_err());
-        assert_eq!(expand_braces("{0..999}{0..999}").unwrap().len(), 1_000_000);
+    fn list(pattern: &str) -> Result<Vec<Shard>> {
+        list_shards(pattern, &SourceOptions::default())
     }
 
     fn names(list: &[Shard]) -> Vec<&str> {
@@ -426,17 +204,18 @@ mod tests {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
         let root = dir.path().to_str().unwrap();
-        let list = |pattern: &str| list_shards(&pattern.replace('@', root)).unwrap();
+        let list_all = |pattern: &str| list(&pattern.replace('@', root)).unwrap();
         let all = ["a.tar", "b.tar", "c.tar.gz", "d.tgz", "e.tar.zst"];
-        assert_eq!(names(&list("@")), all);
-        assert_eq!(names(&list("@/*.tar")), ["a.tar", "b.tar"]);
-        assert_eq!(names(&list("@/{b,a}.tar::@/a.tar")), ["b.tar", "a.tar", "a.tar"]);
-        assert_eq!(names(&list("@/{a,missing}.tar")), ["a.tar", "missing.tar"]);
-        assert_eq!(list("-")[0].source, Source::Stdin);
+        assert_eq!(names(&list_all("@")), all);
+        assert_eq!(names(&list_all("@/*.tar")), ["a.tar", "b.tar"]);
+        assert_eq!(names(&list_all("@/{b,a}.tar::@/a.tar")), ["b.tar", "a.tar", "a.tar"]);
+        assert_eq!(names(&list_all("@/{a,missing}.tar")), ["a.tar", "missing.tar"]);
+        assert_eq!(names(&list_all("file://@/*.tar")), ["a.tar", "b.tar"]);
+        assert_eq!(list_all("-")[0].source, Source::Stdin);
 
         for pattern in ["@/*.zip", "@/q{0..9}.tar", "@/none/a.tar", "@/none/*"] {
             let pattern = pattern.replace('@', root);
-            let message = list_shards(&pattern).unwrap_err().to_string();
+            let message = list(&pattern).unwrap_err().to_string();
             assert!(message.contains(&pattern) && message.contains(root), "{message}");
         }
     }
@@ -462,10 +241,20 @@ mod tests {
     }
 
     #[test]
-    fn no_shell_and_no_network() {
-        for pattern in ["pipe:cat a.tar", "s3://a/b.tar", "https://a/b.tar", "file:/a.tar", "a::"] {
-            assert!(matches!(list_shards(pattern), Err(Error::Shards { .. })), "{pattern}");
+    fn no_shell_and_nothing_unknown() {
+        for pattern in ["pipe:cat a.tar", "ftp://a/b.tar", "file:a.tar", "a::"] {
+            assert!(matches!(list(pattern), Err(Error::Shards { .. })), "{pattern}");
         }
-        assert!(list_shards("-::-").is_err());
+        assert!(list("-::-").is_err());
+    }
+
+    #[cfg(not(feature = "remote"))]
+    #[test]
+    fn without_the_network_a_url_says_how_to_get_it() {
+        for pattern in ["s3://a/b.tar", "gs://a/b", "az://a/b", "https://me:pw@a/b.tar?sig=1"] {
+            let message = list(pattern).unwrap_err().to_string();
+            assert!(message.contains("--features remote"), "{message}");
+            assert!(!message.contains("pw") && !message.contains("sig=1"), "{message}");
+        }
     }
 }
