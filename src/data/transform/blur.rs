@@ -5,12 +5,14 @@
 //! by less than 1e-3 of a step, so after rounding the results differ by at most 1/255, and only
 //! where the exact value lies that close to the middle between two steps.
 
-/// Weights whose sum falls below this are left out at either end of the kernel: together they move
+use crate::simd::vectorised;
+
+/// Weights whose sum falls below this are left out at the ends of the kernel: together they move
 /// no sample by more than 255 times this.
-const NEGLIGIBLE: f32 = 1e-7;
+const NEGLIGIBLE: f32 = 1e-6;
 
 /// Samples filtered at a time; a multiple of every vector width.
-const LANES: usize = 16;
+const LANES: usize = 32;
 
 /// A blur with the buffers that it needs again and again.
 #[derive(Clone, Debug, Default)]
@@ -21,48 +23,25 @@ pub struct Blur {
     padded: Vec<f32>,
     /// All rows after the horizontal pass.
     rows: Vec<f32>,
-    /// One row after the vertical pass.
-    line: Vec<f32>,
 }
 
 impl Blur {
-    /// Blurs `[height, width, 3]` samples in place with a square kernel of `kernel` pixels a side
-    /// (odd) and standard deviation `sigma` in pixels. Edges are reflected without repeating the
-    /// outermost pixel.
+    /// Blurs planes of `height` by `width` samples in place with a square kernel of `kernel`
+    /// pixels a side (odd) and standard deviation `sigma` in pixels. Edges are reflected without
+    /// repeating the outermost pixel.
     ///
     /// A reflection must fit into the picture; where it does not, torch raises an error and this
     /// takes the largest kernel that fits.
     pub fn apply(
         &mut self,
-        rgb: &mut [u8],
+        planes: &mut [u8],
         [height, width]: [usize; 2],
         kernel: usize,
         sigma: f64,
     ) {
-        assert_eq!(rgb.len(), height * width * 3, "a picture of {height}x{width}");
         self.set_weights(kernel.min(2 * width.min(height) - 1), sigma as f32);
-        let reach = self.weights.len() - 1;
-        // Rows are stored in whole groups of lanes; what lies behind their end is never read back.
-        let stride = (3 * width).next_multiple_of(LANES);
-        self.padded.resize(stride + 6 * reach, 0.0);
-        self.rows.resize(stride * height, 0.0);
-        self.line.resize(stride, 0.0);
-
-        for (row, filtered) in rgb.chunks_exact(3 * width).zip(self.rows.chunks_exact_mut(stride)) {
-            pad(row, width, reach, &mut self.padded);
-            let padded = &self.padded;
-            convolve(filtered, &self.weights, |step| {
-                &padded[3 * reach.wrapping_add_signed(step)..][..stride]
-            });
-        }
-        for (y, row) in rgb.chunks_exact_mut(3 * width).enumerate() {
-            let rows = &self.rows;
-            convolve(&mut self.line, &self.weights, |step| {
-                &rows[reflect(y as isize + step, height) * stride..][..stride]
-            });
-            for (sample, &x) in row.iter_mut().zip(&self.line) {
-                *sample = round(x);
-            }
+        for plane in planes.chunks_exact_mut(height * width) {
+            filter(self, plane, width);
         }
     }
 
@@ -84,49 +63,74 @@ impl Blur {
     }
 }
 
+vectorised! {
+    /// Both passes over one plane.
+    fn filter(blur: &mut Blur, plane: &mut [u8], width: usize) {
+        let Blur { weights, padded, rows } = blur;
+        let (reach, height) = (weights.len() - 1, plane.len() / width);
+        // Rows are stored in whole groups of lanes; what lies behind their end is never read back.
+        let stride = width.next_multiple_of(LANES);
+        padded.resize(stride + 2 * reach, 0.0);
+        rows.resize(stride * height, 0.0);
+        for (row, filtered) in plane.chunks_exact(width).zip(rows.chunks_exact_mut(stride)) {
+            pad(row, reach, padded);
+            for (at, filtered) in (0..).step_by(LANES).zip(filtered.as_chunks_mut().0) {
+                *filtered = convolve(weights, |step| lanes(padded, at + reach.wrapping_add_signed(step)));
+            }
+        }
+        for (y, row) in plane.chunks_exact_mut(width).enumerate() {
+            for (at, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
+                let sums = convolve(weights, |step| {
+                    lanes(rows, reflect(y as isize + step, height) * stride + at)
+                });
+                let sums = sums.map(round);
+                row.copy_from_slice(&sums[..row.len()]);
+            }
+        }
+    }
+}
+
 /// Index of a row or column in a side of `side`, reflected at both ends.
+#[inline(always)]
 fn reflect(at: isize, side: usize) -> usize {
     let last = side as isize - 1;
     (last - (last - at.abs()).abs()) as usize
 }
 
-/// One row of pixels as `f32`, with `reach` reflected pixels before and after it.
-fn pad(row: &[u8], width: usize, reach: usize, padded: &mut [f32]) {
-    let reach = reach as isize;
-    let edge = |padded: &mut [f32], x: isize| {
-        let from = 3 * reflect(x, width);
-        let to = 3 * (x + reach) as usize;
-        for channel in 0..3 {
-            padded[to + channel] = f32::from(row[from + channel]);
-        }
-    };
-    (-reach..0).for_each(|x| edge(padded, x));
-    for (to, &sample) in padded[3 * reach as usize..].iter_mut().zip(row) {
+/// One row as `f32`, with `reach` reflected samples before and after it.
+#[inline(always)]
+fn pad(row: &[u8], reach: usize, padded: &mut [f32]) {
+    for (to, &sample) in padded[reach..].iter_mut().zip(row) {
         *to = f32::from(sample);
     }
-    (0..reach).for_each(|x| edge(padded, width as isize + x));
+    for step in 1..=reach as isize {
+        let (before, after) = (-step, row.len() as isize - 1 + step);
+        for at in [before, after] {
+            padded[reach.wrapping_add_signed(at)] = f32::from(row[reflect(at, row.len())]);
+        }
+    }
 }
 
-/// `out = Σ weight(|step|) · line(step)` over steps from minus to plus the reach of the weights.
-fn convolve<'a>(out: &mut [f32], weights: &[f32], line: impl Fn(isize) -> &'a [f32]) {
-    let lanes = |step: isize, start: usize| -> &'a [f32; LANES] {
-        line(step)[start..].first_chunk().expect("lines are whole groups of lanes")
-    };
-    for (group, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let start = group * LANES;
-        let mut sum = *lanes(0, start);
-        sum.iter_mut().for_each(|x| *x *= weights[0]);
-        for (step, &weight) in (1..).zip(&weights[1..]) {
-            let (before, after) = (lanes(-step, start), lanes(step, start));
-            for i in 0..LANES {
-                sum[i] += weight * (before[i] + after[i]);
-            }
+#[inline(always)]
+fn lanes(samples: &[f32], at: usize) -> &[f32; LANES] {
+    samples[at..].first_chunk().expect("lines are whole groups of lanes")
+}
+
+/// `Σ weight(|step|) · line(step)` over steps from minus to plus the reach of the weights.
+#[inline(always)]
+fn convolve<'a>(weights: &[f32], line: impl Fn(isize) -> &'a [f32; LANES]) -> [f32; LANES] {
+    let mut sum = line(0).map(|x| x * weights[0]);
+    for (step, &weight) in (1..).zip(&weights[1..]) {
+        let (before, after) = (line(-step), line(step));
+        for i in 0..LANES {
+            sum[i] += weight * (before[i] + after[i]);
         }
-        *out = sum;
     }
+    sum
 }
 
 /// Nearest integer, ties to even, of a number from 0 to 255 (and a rounding error more).
+#[inline(always)]
 fn round(x: f32) -> u8 {
     // At 2²³ the step between neighbouring numbers is 1: the addition rounds, and the integer
     // stands in the low bits of the sum.

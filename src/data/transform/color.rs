@@ -1,8 +1,10 @@
 //! Colour changes with the arithmetic of Pillow, which torchvision uses on 8-bit pictures.
 //!
-//! Every function changes interleaved RGB samples in place and equals Pillow's bit for bit:
-//! blends are computed in `f32` and truncated, luminance is the integer formula of ITU-R 601, hue
-//! goes through Pillow's 8-bit HSV.
+//! Every function changes a picture of three planes, `[3, ..]`, in place and equals Pillow's bit
+//! for bit: blends are computed in `f32` and truncated, luminance is the integer formula of ITU-R
+//! 601, hue goes through Pillow's 8-bit HSV. Nothing branches, so that loops over pixels vectorise.
+
+use crate::simd::vectorised;
 
 /// One colour change.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,120 +20,139 @@ pub enum Adjust {
 }
 
 impl Adjust {
-    /// Changes `[.., 3]` samples in place.
-    pub fn apply(self, rgb: &mut [u8]) {
+    /// Changes `[3, ..]` samples in place.
+    pub fn apply(self, planes: &mut [u8]) {
         match self {
-            Self::Brightness(factor) => blend_with(rgb, 0, factor),
-            Self::Contrast(factor) => blend_with(rgb, mean_luminance(rgb), factor),
-            Self::Saturation(factor) => saturate(rgb, factor),
-            Self::Hue(turn) => turn_hue(rgb, turn),
+            Self::Brightness(factor) => blend_with(planes, 0, factor),
+            Self::Contrast(factor) => blend_with(planes, mean_luminance(planes), factor),
+            Self::Saturation(factor) => saturate(planes, factor),
+            Self::Hue(turn) => turn_hue(planes, steps(turn)),
         }
     }
 }
 
-/// Replaces every pixel by its luminance, three equal channels.
-pub fn grayscale(rgb: &mut [u8]) {
-    for pixel in rgb.as_chunks_mut().0 {
-        *pixel = [luminance(*pixel); 3];
+/// A turn of hue in steps of Pillow's circle. torchvision truncates to an integer and lets it wrap
+/// around the 256 steps, though its full circle is 255.
+pub(super) fn steps(turn: f64) -> u8 {
+    (turn * 255.0) as i32 as u8
+}
+
+vectorised! {
+    /// Replaces every pixel of `[3, ..]` samples by its luminance, three equal channels.
+    pub fn grayscale(planes: &mut [u8]) {
+        map_pixels(planes, |pixel| [luminance(pixel); 3]);
+    }
+}
+
+vectorised! {
+    fn blend_with(samples: &mut [u8], constant: u8, factor: f32) {
+        for sample in samples {
+            *sample = blend(constant, *sample, factor);
+        }
+    }
+}
+
+vectorised! {
+    fn saturate(planes: &mut [u8], factor: f32) {
+        map_pixels(planes, |pixel| {
+            let gray = luminance(pixel);
+            pixel.map(|x| blend(gray, x, factor))
+        });
+    }
+}
+
+vectorised! {
+    fn turn_hue(planes: &mut [u8], steps: u8) {
+        map_pixels(planes, |pixel| {
+            let [h, s, v] = rgb_to_hsv(pixel);
+            hsv_to_rgb([h.wrapping_add(steps), s, v])
+        });
+    }
+}
+
+vectorised! {
+    fn mean_luminance(planes: &[u8]) -> u8 {
+        let pixels = planes.len() / 3;
+        let (r, gb) = planes.split_at(pixels);
+        let (g, b) = gb.split_at(pixels);
+        let mut sum = 0;
+        // 2²⁴ pixels of 255 fit into 32 bits.
+        for ((r, g), b) in r.chunks(1 << 24).zip(g.chunks(1 << 24)).zip(b.chunks(1 << 24)) {
+            let sums = r.iter().zip(g).zip(b).map(|((&r, &g), &b)| u32::from(luminance([r, g, b])));
+            sum += u64::from(sums.sum::<u32>());
+        }
+        (sum as f64 / pixels as f64 + 0.5) as u8
+    }
+}
+
+#[inline(always)]
+fn map_pixels(planes: &mut [u8], change: impl Fn([u8; 3]) -> [u8; 3]) {
+    let (r, gb) = planes.split_at_mut(planes.len() / 3);
+    let (g, b) = gb.split_at_mut(r.len());
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        [*r, *g, *b] = change([*r, *g, *b]);
     }
 }
 
 /// ITU-R 601 luminance in 16-bit fixed point, rounded: Pillow's `convert("L")`.
+#[inline(always)]
 fn luminance([r, g, b]: [u8; 3]) -> u8 {
     let (r, g, b) = (u32::from(r), u32::from(g), u32::from(b));
     ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
 }
 
-fn mean_luminance(rgb: &[u8]) -> u8 {
-    let (pixels, _) = rgb.as_chunks();
-    let sum: u64 = pixels.iter().map(|&pixel| u64::from(luminance(pixel))).sum();
-    (sum as f64 / pixels.len() as f64 + 0.5) as u8
-}
-
 /// Pillow's `Image.blend`: from `a` at factor 0 to `b` at 1 and beyond, truncated and clipped.
+#[inline(always)]
 fn blend(a: u8, b: u8, factor: f32) -> u8 {
     let (a, b) = (f32::from(a), f32::from(b));
-    (a + factor * (b - a)) as u8
-}
-
-fn blend_with(rgb: &mut [u8], constant: u8, factor: f32) {
-    let mut table = [0; 256];
-    for (value, blended) in (0..=255).zip(&mut table) {
-        *blended = blend(constant, value, factor);
-    }
-    for sample in rgb {
-        *sample = table[usize::from(*sample)];
-    }
-}
-
-fn saturate(rgb: &mut [u8], factor: f32) {
-    for pixel in rgb.as_chunks_mut().0 {
-        let (gray, [r, g, b]) = (luminance(*pixel), *pixel);
-        *pixel = [blend(gray, r, factor), blend(gray, g, factor), blend(gray, b, factor)];
-    }
-}
-
-fn turn_hue(rgb: &mut [u8], turn: f64) {
-    // torchvision truncates to an integer and lets it wrap around the circle of 256.
-    let shift = (turn * 255.0) as i32 as u8;
-    let sextants = sextants();
-    for pixel in rgb.as_chunks_mut().0 {
-        let [h, s, v] = rgb_to_hsv(*pixel);
-        *pixel = hsv_to_rgb(&sextants, [h.wrapping_add(shift), s, v]);
-    }
+    (a + factor * (b - a)).clamp(0.0, 255.0) as i32 as u8
 }
 
 /// Pillow's `convert("HSV")`. The mixture of `f32` and `f64` is its own and decides the last bit.
+#[inline(always)]
 fn rgb_to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     let (max, min) = (r.max(g).max(b), r.min(g).min(b));
-    if max == min {
-        return [0, 0, max];
-    }
+    // Where all are equal, hue and saturation are 0 whatever they are divided by.
     let range = f32::from(max - min);
-    let below_max = |x: u8| f32::from(max - x) / range;
+    let divisor = range.max(1.0);
+    let below_max = |x: u8| f32::from(max - x) / divisor;
     let (rc, gc, bc) = (below_max(r), below_max(g), below_max(b));
-    let h = if r == max {
-        bc - gc
-    } else if g == max {
-        (2.0 + f64::from(rc) - f64::from(bc)) as f32
-    } else {
-        (4.0 + f64::from(gc) - f64::from(rc)) as f32
-    };
+    let from_red = bc - gc;
+    let from_green = (2.0 + f64::from(rc) - f64::from(bc)) as f32;
+    let from_blue = (4.0 + f64::from(gc) - f64::from(rc)) as f32;
+    let h = if g == max { from_green } else { from_blue };
+    let h = if r == max { from_red } else { h };
     // `h` lies in [-1, 5], so the remainder after 1 is one subtraction.
     let circle = f64::from(h) / 6.0 + 1.0;
-    let h = (if circle >= 1.0 { circle - 1.0 } else { circle }) as f32;
-    let s = range / f32::from(max);
-    [(f64::from(h) * 255.0) as u8, (f64::from(s) * 255.0) as u8, max]
-}
-
-/// For each 8-bit hue the sixth of the circle it lies in, and how far.
-fn sextants() -> [(u8, f32); 256] {
-    std::array::from_fn(|h| {
-        let position = h as f64 * 6.0 / 255.0;
-        let sextant = position.floor();
-        ((sextant as u8) % 6, (position - sextant) as f32)
-    })
+    let h = (circle - if circle >= 1.0 { 1.0 } else { 0.0 }) as f32;
+    let s = range / f32::from(max.max(1));
+    [(f64::from(h) * 255.0) as i32 as u8, (f64::from(s) * 255.0) as i32 as u8, max]
 }
 
 /// Pillow's way back from `HSV`.
-fn hsv_to_rgb(sextants: &[(u8, f32); 256], [h, s, v]: [u8; 3]) -> [u8; 3] {
-    if s == 0 {
-        return [v; 3];
-    }
-    let (sextant, f) = sextants[usize::from(h)];
-    let fs = f32::from(s) / 255.0;
-    let scaled = |x: f64| (f64::from(v) * (1.0 - x) + 0.5) as u8;
-    let p = scaled(f64::from(fs));
-    let q = scaled(f64::from(fs * f));
-    let t = scaled(f64::from(fs) * (1.0 - f64::from(f)));
-    match sextant {
-        0 => [v, t, p],
-        1 => [q, v, p],
-        2 => [p, v, t],
-        3 => [p, q, v],
-        4 => [t, p, v],
-        _ => [v, p, q],
-    }
+///
+/// Pillow computes with fractions of 255 in `f32` and `f64` and rounds. All three of its products
+/// are `v · (255² - s · w) / 255²` with an integer `w`, and none lies half-way between two integers,
+/// for `2 · v · (255² - s · w)` is even and an odd multiple of `255²` is not. So integers give the
+/// same.
+#[inline(always)]
+fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
+    let position = u32::from(h) * 6;
+    let sextant = position / 255;
+    let within = position % 255;
+    let scaled =
+        |w: u32| (u32::from(v) * (255 * 255 - u32::from(s) * w) + 255 * 255 / 2) / (255 * 255);
+    let (p, q, t) = (scaled(255) as u8, scaled(within) as u8, scaled(255 - within) as u8);
+    // A hue of 255 has gone all the way round: sextant 6 is 0.
+    let pick = |[a, b, c, d, e, f]: [u8; 6]| match sextant {
+        1 => b,
+        2 => c,
+        3 => d,
+        4 => e,
+        5 => f,
+        _ => a,
+    };
+    [pick([v, q, p, p, t, v]), pick([t, v, v, q, p, p]), pick([p, p, t, v, v, q])]
 }
 
 #[cfg(test)]
@@ -157,13 +178,12 @@ mod tests {
 
     #[test]
     fn hsv_equals_pillow_on_every_colour() {
-        let sextants = sextants();
         assert_eq!(
             sum_over_all(rgb_to_hsv),
             "21b59822901a4f6c8c1eb99c91c22061542a3832d3e257dff997caab79bc666e"
         );
         assert_eq!(
-            sum_over_all(|hsv| hsv_to_rgb(&sextants, hsv)),
+            sum_over_all(hsv_to_rgb),
             "1d9c2d26d34e85a68dec9d8d87ce0fdcce636d7b8eaec88f7baad6b85cdf4b3b"
         );
     }
@@ -178,9 +198,13 @@ mod tests {
             (0.25, [[154, 200, 31], [11, 16, 250], [255, 90, 175], [0, 255, 120]]),
             (0.5, [[31, 200, 162], [250, 11, 135], [255, 249, 90], [0, 6, 255]]),
         ] {
-            let mut rgb = colours.as_flattened().to_vec();
-            Adjust::Hue(turn).apply(&mut rgb);
-            assert_eq!(rgb, expected.as_flattened(), "{turn}");
+            let planes = |colours: [[u8; 3]; 4]| {
+                let plane = |channel: usize| colours.map(|colour| colour[channel]);
+                [plane(0), plane(1), plane(2)].concat()
+            };
+            let mut ours = planes(colours);
+            Adjust::Hue(turn).apply(&mut ours);
+            assert_eq!(ours, planes(expected), "{turn}");
         }
     }
 

@@ -49,6 +49,15 @@ impl Draws {
                 .then(|| rng.range(augment.blur_sigma.0, augment.blur_sigma.1)),
         }
     }
+
+    /// The part of the picture, as it is stored, that has any influence; all of it without a
+    /// crop. `width` and `height` are those that the draws were made for.
+    pub fn part(&self, width: u32, height: u32) -> CropBox {
+        let whole = CropBox { top: 0, left: 0, height, width };
+        let part = self.crop.unwrap_or(whole);
+        let left = if self.flip { width - part.left - part.width } else { part.left };
+        CropBox { left, ..part }
+    }
 }
 
 /// The rule of torchvision's `RandomResizedCrop.get_params`: ten tries at a part of uniform area

@@ -9,15 +9,15 @@ pub mod color;
 pub mod config;
 pub mod draws;
 pub mod resize;
-
-use fast_image_resize::Resizer;
+mod resample;
+mod weights;
 
 use crate::Result;
 use crate::data::decode::Rgb8;
 use crate::rng::Rng;
 
 pub use config::{Augment, TransformConfig};
-pub use draws::Draws;
+pub use draws::{CropBox, Draws};
 
 /// A checked [`TransformConfig`], ready to run. Shared by all workers.
 #[derive(Clone, Debug)]
@@ -30,10 +30,18 @@ pub struct Transform {
 /// Buffers of one worker, used again for every picture.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
-    resizer: Resizer,
+    resizer: resize::Resizer,
     blur: blur::Blur,
-    /// `[S, S, 3]` samples between resizing and normalisation.
-    picture: Vec<u8>,
+    /// What [`Transform::train`] and [`Transform::eval`] hand from one half to the other.
+    resized: Resized,
+}
+
+/// A picture on its way: resized, and still to be normalised. A quarter of the size of the row of
+/// a batch that it becomes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resized {
+    /// `[3, S, S]`
+    samples: Vec<u8>,
 }
 
 impl Transform {
@@ -55,60 +63,83 @@ impl Transform {
         &self.config
     }
 
-    /// Augments and normalises a training picture into `out`, `[3, S, S]`. What is random comes
+    /// Augments and normalises a training picture into `row`, `[3, S, S]`. What is random comes
     /// from `rng` alone.
-    pub fn train(&self, image: &Rgb8, rng: &mut Rng, scratch: &mut Scratch, out: &mut [f32]) {
+    pub fn train(&self, image: &Rgb8, rng: &mut Rng, scratch: &mut Scratch, row: &mut [f32]) {
         let draws = Draws::new(&self.config.train, image.width, image.height, rng);
-        self.apply(image, &draws, scratch, out);
+        let part = draws.part(image.width, image.height);
+        let mut resized = std::mem::take(&mut scratch.resized);
+        self.augment(image, part, &draws, scratch, &mut resized);
+        self.finish(&resized, row);
+        scratch.resized = resized;
     }
 
-    /// [`Transform::train`] with choices made beforehand, for a picture of the same size.
-    pub fn apply(&self, image: &Rgb8, draws: &Draws, scratch: &mut Scratch, out: &mut [f32]) {
+    /// Resizes, crops and normalises a picture for evaluation into `row`, `[3, S, S]`.
+    pub fn eval(&self, image: &Rgb8, scratch: &mut Scratch, row: &mut [f32]) {
+        let mut resized = std::mem::take(&mut scratch.resized);
+        self.centre(image, scratch, &mut resized);
+        self.finish(&resized, row);
+        scratch.resized = resized;
+    }
+
+    /// Augments a training picture, of which `part` is what [`Draws::part`] asked for: `image` may
+    /// be the whole picture or nothing but the part.
+    pub fn augment(
+        &self,
+        image: &Rgb8,
+        part: CropBox,
+        draws: &Draws,
+        scratch: &mut Scratch,
+        out: &mut Resized,
+    ) {
         let (size, augment) = (self.config.image_size, &self.config.train);
-        let Scratch { resizer, blur, picture } = scratch;
-        picture.resize(3 * size * size, 0);
+        let Scratch { resizer, blur, .. } = scratch;
+        let planes = out.planes(size);
         match draws.crop {
-            Some(mut part) => {
-                // The part lies in the mirrored picture. Resizing is symmetric, so the same part
-                // is resized first and mirrored after, when it is smaller.
-                if draws.flip {
-                    part.left = image.width - part.left - part.width;
-                }
-                resize::resized_crop(resizer, image, part, augment.interpolation, size, picture);
+            Some(_) => {
+                resizer.crop(image, part, draws.flip, augment.interpolation, size, planes);
             }
-            None => resize::resized_centre(resizer, image, size, picture),
-        }
-        if draws.flip {
-            resize::flip_horizontal(picture, size);
+            None => {
+                resizer.centre(image, size, planes);
+                if draws.flip {
+                    resize::flip_horizontal(planes, size);
+                }
+            }
         }
         for change in draws.jitter.iter().flatten().flatten() {
-            change.apply(picture);
+            change.apply(planes);
         }
         if draws.gray {
-            color::grayscale(picture);
+            color::grayscale(planes);
         }
         if let Some(sigma) = draws.blur_sigma {
-            blur.apply(picture, [size, size], augment.blur_kernel, sigma);
+            blur.apply(planes, [size, size], augment.blur_kernel, sigma);
         }
-        self.normalise(picture, out);
     }
 
-    /// Resizes, crops and normalises a picture for evaluation into `out`, `[3, S, S]`.
-    pub fn eval(&self, image: &Rgb8, scratch: &mut Scratch, out: &mut [f32]) {
+    /// Resizes a picture for evaluation and crops its centre.
+    pub fn centre(&self, image: &Rgb8, scratch: &mut Scratch, out: &mut Resized) {
         let size = self.config.image_size;
-        scratch.picture.resize(3 * size * size, 0);
-        resize::resized_centre(&mut scratch.resizer, image, size, &mut scratch.picture);
-        self.normalise(&scratch.picture, out);
+        scratch.resizer.centre(image, size, out.planes(size));
     }
 
-    /// `[S, S, 3]` samples to `[3, S, S]` numbers: torchvision's `ToTensor` and `Normalize`.
-    fn normalise(&self, picture: &[u8], out: &mut [f32]) {
-        assert_eq!(out.len(), picture.len(), "out is [3, S, S]");
-        let planes = out.chunks_exact_mut(picture.len() / 3).zip(&self.normalised);
-        for (channel, (plane, table)) in planes.enumerate() {
-            for (value, pixel) in plane.iter_mut().zip(picture.as_chunks::<3>().0) {
-                *value = table[usize::from(pixel[channel])];
+    /// The last pass: what is left to do, and torchvision's `ToTensor` and `Normalize`, into a row
+    /// of a batch, `[3, S, S]`.
+    pub fn finish(&self, resized: &Resized, row: &mut [f32]) {
+        assert_eq!(row.len(), resized.samples.len(), "a row is [3, S, S]");
+        let plane = row.len() / 3;
+        let planes = row.chunks_exact_mut(plane).zip(resized.samples.chunks_exact(plane));
+        for ((row, samples), table) in planes.zip(&self.normalised) {
+            for (value, &sample) in row.iter_mut().zip(samples) {
+                *value = table[usize::from(sample)];
             }
         }
+    }
+}
+
+impl Resized {
+    fn planes(&mut self, size: usize) -> &mut [u8] {
+        self.samples.resize(3 * size * size, 0);
+        &mut self.samples
     }
 }

@@ -1,18 +1,8 @@
-//! Resizing with anti-aliasing, as Pillow does it, and the sizes that torchvision asks for.
-//!
-//! Both libraries filter one axis after the other and round to 8 bits in between; Pillow takes the
-//! columns first, `fast_image_resize` the rows. Each pass errs by at most half a step of its own,
-//! and the second passes on the error of the first times the sum of its absolute weights (1 for
-//! bilinear, at most 1.25 for bicubic). So each result lies within 1.125 of the exact one, and two
-//! results differ by at most 2/255. Only where bicubic overshoots the 8 bits in between, at hard
-//! edges that are much enlarged, they may differ by more: the overshoot is clipped after the first
-//! axis, and that is another one.
-
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+//! Resizing with anti-aliasing, bit-identical to Pillow, and the sizes that torchvision asks for.
 
 use super::draws::CropBox;
+use super::resample::{Resampler, Samples, resample_rgb};
+use super::weights::Axis;
 use crate::data::decode::Rgb8;
 
 /// The filter of a resize; both widen with the factor when shrinking (anti-aliasing).
@@ -25,70 +15,68 @@ pub enum Interpolation {
 }
 
 impl Interpolation {
-    fn options(self) -> ResizeOptions {
-        let filter = match self {
-            Self::Bilinear => FilterType::Bilinear,
-            Self::Bicubic => FilterType::CatmullRom,
-        };
-        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter))
+    /// How far the filter reaches from its middle.
+    pub(super) fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
     }
 }
 
-fn view(image: &Rgb8) -> TypedImageRef<'_, U8x3> {
-    TypedImageRef::from_buffer(image.width, image.height, &image.data)
-        .expect("a picture holds width * height * 3 samples")
+/// A picture with the buffers and coefficients to resize it.
+#[derive(Clone, Debug, Default)]
+pub struct Resizer(pub(super) Resampler);
+
+impl Resizer {
+    /// Cuts out a part and resizes it to planes, `[3, size, size]`: torchvision's `resized_crop`.
+    /// `mirrored` cuts the same pixels out of the mirror image of `image`. Pixels outside the part
+    /// have no influence.
+    pub fn crop(
+        &mut self,
+        image: &Rgb8,
+        part: CropBox,
+        mirrored: bool,
+        interpolation: Interpolation,
+        size: usize,
+        out: &mut [u8],
+    ) {
+        let [top, left, height, width] =
+            [part.top, part.left, part.height, part.width].map(|x| x as usize);
+        let stride = image.width as usize * 3;
+        let Self(resampler) = self;
+        resampler.across.set(interpolation, &Axis::whole(width, size, mirrored));
+        resampler.down.set(interpolation, &Axis::whole(height, size, false));
+        let data = &image.data[top * stride + left * 3..];
+        resample_rgb(resampler, Samples { data, stride }, out);
+    }
+
+    /// Resizes the shorter side to `size` (bicubic) and cuts out the centre, `[3, size, size]`:
+    /// torchvision's `Resize` and `CenterCrop`, CLIP's view of a picture.
+    ///
+    /// Only the centre is computed, so the cost does not grow with the picture's aspect.
+    pub fn centre(&mut self, image: &Rgb8, size: usize, out: &mut [u8]) {
+        let short = image.width.min(image.height);
+        let Self(resampler) = self;
+        resampler.across.set(Interpolation::Bicubic, &centre(image.width, short, size));
+        resampler.down.set(Interpolation::Bicubic, &centre(image.height, short, size));
+        let source = Samples { data: &image.data, stride: image.width as usize * 3 };
+        resample_rgb(resampler, source, out);
+    }
 }
 
-fn square(size: usize, out: &mut [u8]) -> TypedImage<'_, U8x3> {
-    TypedImage::from_buffer(size as u32, size as u32, out).expect("size * size * 3 samples")
-}
-
-/// Cuts out a part and resizes it to `[size, size, 3]`: torchvision's `resized_crop`. Pixels
-/// outside the part have no influence.
-pub fn resized_crop(
-    resizer: &mut Resizer,
-    image: &Rgb8,
-    part: CropBox,
-    interpolation: Interpolation,
-    size: usize,
-    out: &mut [u8],
-) {
-    let CropBox { top, left, height, width } = part;
-    let part = TypedCroppedImage::new(view(image), left, top, width, height)
-        .expect("the part lies within the picture");
-    resizer
-        .resize_typed(&part, &mut square(size, out), &interpolation.options())
-        .expect("source and destination are not empty");
-}
-
-/// Resizes the shorter side to `size` (bicubic) and cuts out the centre, `[size, size, 3]`:
-/// torchvision's `Resize` and `CenterCrop`, CLIP's view of a picture.
-///
-/// Only the centre is computed, so the cost does not grow with the picture's aspect.
-pub fn resized_centre(resizer: &mut Resizer, image: &Rgb8, size: usize, out: &mut [u8]) {
-    let short = image.width.min(image.height);
-    let (left, width) = centre(image.width, short, size);
-    let (top, height) = centre(image.height, short, size);
-    let options = Interpolation::Bicubic.options().crop(left, top, width, height);
-    resizer
-        .resize_typed(&view(image), &mut square(size, out), &options)
-        .expect("the centre lies within the picture");
-}
-
-/// First pixel and length, in pixels of the source, of the centre along one side.
-fn centre(side: u32, short: u32, size: usize) -> (f64, f64) {
+/// One side of a picture whose shorter side becomes `size`, of which the centre is wanted.
+pub(super) fn centre(side: u32, short: u32, size: usize) -> Axis {
     // torchvision truncates the longer side and rounds the offset half to even.
-    let resized = size as u64 * u64::from(side) / u64::from(short);
-    let twice = resized - size as u64;
+    let resized = (size as u64 * u64::from(side) / u64::from(short)) as usize;
+    let twice = resized - size;
     let offset = twice / 2 + (twice / 2 % 2) * (twice % 2);
-    let scale = |x: u64| x as f64 * f64::from(side) / resized as f64;
-    (scale(offset), scale(size as u64))
+    Axis { wanted: offset..offset + size, ..Axis::whole(side as usize, resized, false) }
 }
 
-/// Mirrors `[size, size, 3]` samples left to right.
-pub fn flip_horizontal(rgb: &mut [u8], size: usize) {
-    for row in rgb.chunks_exact_mut(3 * size) {
-        let (pixels, _) = row.as_chunks_mut::<3>();
-        pixels.reverse();
+/// Mirrors planes of `size` columns left to right.
+pub fn flip_horizontal(planes: &mut [u8], size: usize) {
+    for row in planes.chunks_exact_mut(size) {
+        row.reverse();
     }
 }
