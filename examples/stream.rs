@@ -36,7 +36,7 @@ fn main() -> roclip::Result<()> {
         "waited {:.1?} of {:.1?}, workers busy {:.0} %, reading held up {:.0} %",
         stats.consumer_wait,
         stats.elapsed,
-        100.0 * stats.decode_busy,
+        100.0 * stats.prepare_busy,
         100.0 * stats.read_blocked
     );
     if let Some(path) = arguments.next() {

@@ -5,7 +5,7 @@
 //! a tower, `D` width of the shared embedding, `M` rows of the pool, `H`×`W` pixels.
 
 use crate::backend::Slot;
-pub use crate::backend::{HostAlloc, HostBuf};
+pub use crate::backend::{HostAlloc, HostBuf, HostRow, HostRows};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct SampleId {
     /// Position of the pair within its shard, counting every pair the shard holds, good or bad.
     pub index: u32,
     /// The key that its files share: `000012` of `000012.jpg` and `000012.txt`.
-    pub key: Box<str>,
+    pub key: String,
 }
 
 impl SampleId {
@@ -59,7 +59,8 @@ impl PackedTokens {
     /// Forgets all captions; their room stays.
     pub fn clear(&mut self) {
         self.tokens.clear();
-        self.cu_seqlens.truncate(1);
+        self.cu_seqlens.clear();
+        self.cu_seqlens.push(0);
     }
 
     /// Appends one caption.

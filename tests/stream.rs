@@ -370,13 +370,15 @@ fn members_seen(tar: &[u8]) -> (Vec<Seen>, Vec<String>) {
     while let Some(event) = reader.next_event().unwrap() {
         let Event::Member(member) = event else { continue };
         if member.fault.is_some() {
-            refused.push(member.name);
+            refused.push(reader.name().to_owned());
             continue;
         }
-        let data =
-            if member.is_file { reader.read_data(&member, 1 << 20).unwrap() } else { vec![] };
+        let mut data = Vec::new();
+        if member.is_file {
+            reader.read_data(&member, 1 << 20, &mut data).unwrap();
+        }
         let digest: String = Sha256::digest(&data).iter().map(|b| format!("{b:02x}")).collect();
-        let name = member.name.trim_end_matches('/').to_owned();
+        let name = reader.name().trim_end_matches('/').to_owned();
         seen.push((name, data.len() as u64, member.is_file, digest[..8].into()));
     }
     (seen, refused)
@@ -412,6 +414,8 @@ fn keys_are_those_of_webdataset() {
     for (name, expected) in cases {
         // Hidden files: webdataset gives them the directory as key; here they are passed over.
         let expected = expected.filter(|(key, _)| !key.ends_with('/'));
-        assert_eq!(roclip::data::sample::split_name(&name), expected, "{name:?}");
+        let split = roclip::data::sample::split_name(&name);
+        let split = split.map(|(key, extension)| (key.to_owned(), extension.to_lowercase()));
+        assert_eq!(split, expected, "{name:?}");
     }
 }

@@ -70,6 +70,110 @@ impl HostBuf {
     }
 }
 
+/// A buffer that several threads fill, a row each.
+///
+/// Rows are given out in order; when all have been dropped the buffer is whole again.
+pub struct HostRows {
+    memory: Arc<Shared>,
+    row_len: usize,
+    rows: usize,
+}
+
+/// One row of a [`HostRows`], and the only way to its numbers while it lives.
+pub struct HostRow {
+    /// Keeps the memory alive.
+    _memory: Arc<Shared>,
+    start: *mut f32,
+    len: usize,
+}
+
+struct Shared {
+    buf: HostBuf,
+    /// The first of the buffer's `capacity` numbers.
+    start: *mut f32,
+    capacity: usize,
+}
+
+// SAFETY: `buf` is `Send + Sync`, and is touched by nobody while rows live but through them; rows
+// never overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+// SAFETY: a row is the only way to its numbers, as a `&mut [f32]` would be.
+unsafe impl Send for HostRow {}
+
+impl HostBuf {
+    /// Forgets the numbers and cuts the room into rows of `row_len` numbers.
+    pub fn into_rows(mut self, row_len: usize) -> HostRows {
+        let room = self.memory.values_mut();
+        let (start, capacity) = (room.as_mut_ptr(), room.len());
+        let memory = Arc::new(Shared { buf: self, start, capacity });
+        HostRows { memory, row_len, rows: 0 }
+    }
+}
+
+impl HostRows {
+    /// The next row; what it holds is not defined. `None` where there is no more room.
+    pub fn next_row(&mut self) -> Option<HostRow> {
+        let first = self.rows.checked_mul(self.row_len)?;
+        let end = first.checked_add(self.row_len)?;
+        if end > self.memory.capacity {
+            return None;
+        }
+        self.rows += 1;
+        // SAFETY: `first` is within the memory that begins at `start`.
+        let start = unsafe { self.memory.start.add(first) };
+        Some(HostRow { _memory: Arc::clone(&self.memory), start, len: self.row_len })
+    }
+
+    /// Rows given out.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether no row was given out.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The rows given out, as one buffer.
+    ///
+    /// # Errors
+    /// `self`, while a row lives.
+    pub fn into_buf(self) -> Result<HostBuf, Self> {
+        let Self { memory, row_len, rows } = self;
+        match Arc::try_unwrap(memory) {
+            Ok(mut shared) => {
+                shared.buf.len = rows * row_len;
+                Ok(shared.buf)
+            }
+            Err(memory) => Err(Self { memory, row_len, rows }),
+        }
+    }
+}
+
+impl fmt::Debug for HostRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostRows({} of {} numbers)", self.rows, self.row_len)
+    }
+}
+
+impl Deref for HostRow {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        // SAFETY: the numbers live as long as `_memory`, are initialised (a `HostMemory` gives
+        // slices of them), and belong to this row alone.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+impl DerefMut for HostRow {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
 impl Deref for HostBuf {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
@@ -185,6 +289,33 @@ mod tests {
     #[should_panic(expected = "out of range")]
     fn more_than_there_is_room_for_is_a_mistake() {
         HostBuf::heap(2).unwrap().extend_from_slice(&[0.0; 3]);
+    }
+
+    #[test]
+    fn rows_are_filled_by_threads_and_come_back_in_place() {
+        let buf = HostAlloc::default().empty(11).unwrap();
+        let place = buf.as_ptr();
+        let mut rows = buf.into_rows(3);
+        std::thread::scope(|scope| {
+            while let Some(mut row) = rows.next_row() {
+                let n = rows.len();
+                scope.spawn(move || row.fill(n as f32));
+            }
+        });
+        assert_eq!(rows.len(), 3);
+        let buf = rows.into_buf().unwrap();
+        assert_eq!(buf[..], [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0]);
+        assert_eq!((buf.as_ptr(), buf.capacity()), (place, 11));
+    }
+
+    #[test]
+    fn a_buffer_is_not_whole_while_a_row_lives() {
+        let mut rows = HostBuf::heap(2).unwrap().into_rows(1);
+        let mut row = rows.next_row().unwrap();
+        let rows = rows.into_buf().unwrap_err();
+        row[0] = 4.0;
+        drop(row);
+        assert_eq!(rows.into_buf().unwrap()[..], [4.0]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod cuda;
 
 pub use comm::{Communicator, Solo};
 pub use counting::Counting;
-pub use host::{HostAlloc, HostBuf};
+pub use host::{HostAlloc, HostBuf, HostRow, HostRows};
 pub use tensor::{Device, Element, Float, Slot, View, ViewMut, Weight};
 
 /// Whether a result replaces what the destination holds or is added to it.

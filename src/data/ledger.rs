@@ -137,7 +137,7 @@ impl Entry {
             seq,
             shard: Arc::clone(&id.shard),
             shard_index: id.shard_index,
-            key: Some(id.key.clone()),
+            key: Some(id.key.as_str().into()),
             index: Some(id.index),
             offset,
             reason: fault.reason,

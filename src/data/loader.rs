@@ -1,48 +1,58 @@
 //! Shards → batches, on threads, always the same.
 //!
 //! ```text
-//! sequencer ──jobs──▶ workers (decode, augment, tokenise) ──▶ assembler ──▶ Epoch (iterator)
-//!     └────────────────── slots, in order ─────────────────────▲
+//! readers ─turns─▶ sequencer ─jobs─▶ workers ─answers─▶ assembler ─▶ Epoch (iterator)
+//!                      └──────────── slots, in order ──────▲  │
+//!                                       workers ◀── rows ─────┘
 //! ```
-//! Memory of pictures goes round: rows from the assembler back to the workers, batches from the
-//! consumer to the assembler ([`Epoch::recycle`]). Fresh pages cost more than filling them.
-//!
-//! The sequencer reads the shards, shuffles, and numbers the pairs; each number is a slot that
-//! its worker fills. The assembler takes the slots in order, so batches are a pure function of
-//! (seed, epoch, shards): one worker or seven, resumed or not. Every channel is bounded.
+//! Readers read whole shards ahead. The sequencer shuffles and numbers the pairs; each number is a
+//! slot. Workers decode and augment in any order. The assembler takes the slots in theirs, knows
+//! which pairs are good, and so which row of which batch each gets; a worker writes it there,
+//! straight into the memory that a device copies from. Batches are a pure function of (seed,
+//! epoch, shards): one worker or seven, resumed or not. Every channel is bounded, and nothing is
+//! allocated for a pair once the buffers that go round are there ([`Epoch::recycle`]).
 
 mod assemble;
+mod order;
 mod prepare;
+mod read;
 mod sequence;
+mod stats;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use serde::{Deserialize, Serialize};
 
 use super::decode::DecodeLimits;
-use super::ledger::{Entry, Tally};
+use super::ledger::Entry;
+use super::pool::BufferPool;
 use super::sample::{Captions, Fields};
 use super::shard::ShardLimits;
-use super::source::{Shard, SourceOptions, fingerprint, list_shards, redact};
+use super::source::{Shard, SourceOptions, fingerprint, list_shards};
 use super::text::eda::Eda;
 use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
 use crate::error::{Error, Result};
-use crate::flow::{Batch, HostAlloc, HostBuf};
-use assemble::{Assembler, Delivery};
-use prepare::Preparer;
+use crate::flow::{Batch, HostAlloc};
+use assemble::{Assembler, Delivery, Ends};
+use order::Turns;
+use prepare::{Preparer, Spares};
+use read::Reading;
 use sequence::Sequencer;
+use stats::{Clocks, add_since};
+
+pub use order::{Cursor, Held, Position, Sampling};
+pub use stats::Stats;
 
 /// Assembled batches that wait for the consumer.
-const READY_BATCHES: usize = 2;
-/// Batches that exist at a time: those that wait, two with the consumer (one is used, one is next),
-/// one that is being filled.
-pub const BATCHES: usize = READY_BATCHES + 3;
+const READY_BATCHES: usize = 1;
+/// Batches that exist at a time: one that waits, two with the consumer (one is used, one is next),
+/// one whose last rows are being written, one that is begun.
+pub const BATCHES: usize = READY_BATCHES + 4;
 /// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
 const MAX_ENTRIES: usize = 100_000;
 /// Pairs under way for each worker: being decoded, or decoded and waiting for an earlier one.
@@ -106,6 +116,10 @@ pub struct LoaderConfig {
     pub batch_size: usize,
     /// Threads that decode and augment. Default one for each CPU.
     pub workers: usize,
+    /// Threads that read shards, each its own; so many shards are read ahead. Default 2.
+    pub readers: usize,
+    /// How often shards are read within an epoch. Default once.
+    pub sampling: Sampling,
     /// Pairs in the shuffle buffer. 0 keeps shards and pairs in listed order. Default 5000.
     pub shuffle: usize,
     /// Bytes in the shuffle buffer; beyond them it gives out pairs early. Default 1 GiB.
@@ -145,6 +159,8 @@ impl Default for LoaderConfig {
             seed: 0,
             batch_size: 64,
             workers: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            readers: 2,
+            sampling: Sampling::Once,
             shuffle: 5000,
             shuffle_bytes: 1 << 30,
             fields: Fields::default(),
@@ -172,6 +188,12 @@ impl LoaderConfig {
         if self.workers == 0 || self.workers > 1024 {
             return wrong("--workers", self.workers.to_string(), "1 to 1024");
         }
+        if self.readers == 0 || self.readers > 64 {
+            return wrong("readers", self.readers.to_string(), "1 to 64");
+        }
+        if let Sampling::Resampled { pairs: 0, .. } = self.sampling {
+            return wrong("--train-num-samples", "0".into(), "the pairs of an epoch, 1 or more");
+        }
         if self.rank >= self.world_size {
             let got = format!("rank {} of {}", self.rank, self.world_size);
             return wrong("--world-size", got, "more ranks than the number of this one");
@@ -192,33 +214,15 @@ impl LoaderConfig {
     }
 }
 
-/// A place in an epoch, between two batches. Together with the configuration it determines all
-/// that follows, so it is all that a checkpoint needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// The epoch, from 0.
-    pub epoch: u64,
-    /// Sequence number of the pair that comes next.
-    pub next_seq: u64,
-    /// Batches delivered in this epoch.
-    pub batches: u64,
-    /// What became of the pairs before.
-    pub tally: Tally,
-}
-
-impl Position {
-    /// The start of an epoch.
-    pub fn start_of(epoch: u64) -> Self {
-        Self { epoch, ..Self::default() }
-    }
-}
-
 /// Delivers the batches of any epoch from any position.
 #[derive(Debug)]
 pub struct Loader {
     config: Arc<LoaderConfig>,
     shards: Arc<[Shard]>,
+    /// Weight of each shard, where they are drawn.
+    weights: Vec<f64>,
     transform: Arc<Transform>,
+    pool: Arc<BufferPool>,
     is_rereadable: bool,
     is_consumed: AtomicBool,
 }
@@ -231,10 +235,12 @@ impl Loader {
     pub fn new(config: LoaderConfig) -> Result<Self> {
         config.validate()?;
         let shards: Arc<[Shard]> = list_shards(&config.shards, &config.source)?.into();
+        let weights = shard_weights(&config)?;
         let transform = Arc::new(Transform::new(config.transform.clone())?);
         let is_rereadable = shards.iter().all(Shard::is_rereadable);
         let is_consumed = AtomicBool::new(false);
-        Ok(Self { config: Arc::new(config), shards, transform, is_rereadable, is_consumed })
+        let (config, pool) = (Arc::new(config), Arc::default());
+        Ok(Self { config, shards, weights, transform, pool, is_rereadable, is_consumed })
     }
 
     /// The shards, in listed order.
@@ -254,8 +260,9 @@ impl Loader {
         &self.config
     }
 
-    /// Starts the threads that deliver an epoch from `start` on. From the middle of an epoch the
-    /// cheap part, reading and shuffling, is done over; nothing before `start` is decoded.
+    /// Starts the threads that deliver an epoch from `start` on. In the middle of an epoch the
+    /// shuffle buffer is read again, pair by pair, and the shard that was being read from where it
+    /// had been; what cannot seek (a compressed shard) is gone through up to there.
     ///
     /// # Errors
     /// A pipe among the shards would have to be read a second time; a thread cannot be started.
@@ -264,89 +271,107 @@ impl Loader {
             && (self.is_consumed.swap(true, Ordering::Relaxed) || start.next_seq > 0)
         {
             return Err(Error::Shards {
-                pattern: redact(&self.config.shards),
+                pattern: self.config.shards.clone(),
                 reason: "a pipe (standard input or FIFO) can be read only once: a second epoch or \
                          a resumed one needs files"
                     .into(),
             });
         }
-        let workers = self.config.workers;
-        let (stop, clocks) = (Arc::new(AtomicBool::new(false)), Arc::new(Clocks::default()));
-        let (recycle, spare_images) = bounded(BATCHES);
+        let (workers, readers) = (self.config.workers, self.config.readers);
+        let clocks = Arc::new(Clocks::default());
+        let (recycle, spare_batches) = bounded(BATCHES);
         // Before the channels: should a thread not start, their ends must go first, or those
         // that did start would wait for one another.
         let mut epoch = Epoch {
             deliveries: None,
             recycle,
             threads: Vec::new(),
-            stop: Arc::clone(&stop),
+            stop: Arc::default(),
             position: start.clone(),
             entries: Vec::new(),
             is_interruptible: self.is_rereadable,
             clocks: Arc::clone(&clocks),
             started: Instant::now(),
             workers,
+            readers,
         };
+        let (turn_sender, turns) = bounded(readers);
+        let reading = Arc::new(self.reading(&start, turn_sender, &epoch));
         let window = workers * WINDOW_PER_WORKER;
-        let (slot_sender, slots) = bounded(window);
-        // Every row belongs to a slot that waits or to the one that is being taken.
-        let (spare_sender, spare_rows) = bounded(window + 1);
-        let (job_sender, jobs) = bounded(workers * 2);
+        // Neither answers nor rows ever wait for room, or they could wait for each other.
+        let rows = 2 * self.config.batch_size;
+        let ((slot_sender, slots), (jobs_in, jobs)) = (bounded(window), bounded(workers * 2));
+        let ((fills_in, fills), (report, done)) = (bounded(rows), bounded(rows + 2 * window));
         let (deliver, deliveries) = bounded(READY_BATCHES);
-        let sequencer = Sequencer::new(
-            Arc::clone(&self.config),
-            Arc::clone(&self.shards),
-            &start,
-            (slot_sender, job_sender),
-            (stop, Arc::clone(&clocks)),
-        );
-        epoch.spawn("sequencer", move || sequencer.run())?;
-        for _ in 0..workers {
-            let transform = Arc::clone(&self.transform);
-            let (config, spare_rows) = (Arc::clone(&self.config), spare_rows.clone());
-            let mut preparer = Preparer::new(config, transform, start.epoch, spare_rows);
-            let (jobs, clocks) = (jobs.clone(), Arc::clone(&clocks));
-            epoch.spawn("worker", move || preparer.run(&jobs, &clocks))?;
+        let (give, take) = bounded(2 * window);
+        let sequencer = Sequencer::new(&reading, &start, (slot_sender, jobs_in));
+        let (shared, begin) = (Arc::clone(&reading), start.clone());
+        epoch.spawn("sequencer", move || sequencer.run(&shared, &begin, &turns))?;
+        for _ in 0..readers {
+            let reading = Arc::clone(&reading);
+            epoch.spawn("reader", move || reading.run())?;
         }
-        let assembler = Assembler::new(&self.config, start, deliver, (spare_sender, spare_images));
-        epoch.spawn("assembler", move || assembler.run(&slots))?;
+        for _ in 0..workers {
+            let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
+            let spares = Spares { give: give.clone(), take: take.clone() };
+            let mut preparer = Preparer::new(config, transform, Arc::clone(&self.pool), spares);
+            let (jobs, fills, report) = (jobs.clone(), fills.clone(), report.clone());
+            let clocks = Arc::clone(&clocks);
+            epoch.spawn("worker", move || preparer.run(&jobs, &fills, &report, &clocks))?;
+        }
+        let ends = Ends { slots, done, fills: fills_in, deliver, spare_batches };
+        let shared = (Arc::clone(&self.pool), clocks);
+        let assembler = Assembler::new(&self.config, start, ends, shared);
+        epoch.spawn("assembler", move || assembler.run())?;
         epoch.deliveries = Some(deliveries);
         Ok(epoch)
     }
+
+    fn reading(&self, start: &Position, turns_in: Sender<read::Turn>, epoch: &Epoch) -> Reading {
+        let (seed, count) = (self.config.seed, self.shards.len());
+        let turns = match self.config.sampling {
+            Sampling::Once => Turns::once(seed, start.epoch, count, self.config.shuffle > 0),
+            Sampling::Resampled { .. } => Turns::resampled(seed, start.epoch, &self.weights),
+        };
+        Reading {
+            config: Arc::clone(&self.config),
+            shards: Arc::clone(&self.shards),
+            turns: Arc::new(turns),
+            pool: Arc::clone(&self.pool),
+            stop: Arc::clone(&epoch.stop),
+            clocks: Arc::clone(&epoch.clocks),
+            start: start.cursor,
+            next: Mutex::new((start.cursor.turn, Some(turns_in))),
+        }
+    }
 }
 
-/// Time spent by the threads, in nanoseconds.
-#[derive(Debug, Default)]
-struct Clocks {
-    consumer_wait: AtomicU64,
-    read_blocked: AtomicU64,
-    decode_busy: AtomicU64,
-}
-
-fn add_since(clock: &AtomicU64, since: Instant) {
-    clock.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
-}
-
-/// Where the time of an epoch went, so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stats {
-    /// Time since the epoch was started.
-    pub elapsed: Duration,
-    /// Time the consumer waited for batches: what a faster loader would save.
-    pub consumer_wait: Duration,
-    /// Share of the time in which reading was held up by the stages behind it, `0..=1`. Near 0,
-    /// the disk is the bottleneck.
-    pub read_blocked: f64,
-    /// Share of the workers' time spent on decoding and augmenting, `0..=1`. Near 1 with
-    /// `consumer_wait` above 0, more workers would help.
-    pub decode_busy: f64,
+/// The weight of each shard: that of its pattern. Empty where shards are not drawn.
+fn shard_weights(config: &LoaderConfig) -> Result<Vec<f64>> {
+    let Sampling::Resampled { weights, .. } = &config.sampling else { return Ok(Vec::new()) };
+    let patterns: Vec<&str> = config.shards.split("::").collect();
+    let fits = weights.is_empty() || weights.len() == patterns.len();
+    let valid = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
+    if !fits || !valid || (!weights.is_empty() && weights.iter().sum::<f64>() <= 0.0) {
+        return Err(Error::Option {
+            flag: "--train-data-upsampling-factors".into(),
+            got: format!("{weights:?}"),
+            expected: format!("{} numbers joined by `::`, one for each pattern", patterns.len()),
+        });
+    }
+    let mut of_shards = Vec::new();
+    for (at, pattern) in patterns.into_iter().enumerate() {
+        let weight = weights.get(at).copied().unwrap_or(1.0);
+        of_shards.extend(list_shards(pattern, &config.source)?.into_iter().map(|_| weight));
+    }
+    Ok(of_shards)
 }
 
 /// The batches of one epoch. Dropping it ends its threads.
 #[derive(Debug)]
 pub struct Epoch {
     deliveries: Option<Receiver<Delivery>>,
-    recycle: Sender<HostBuf>,
+    recycle: Sender<Batch>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     position: Position,
@@ -355,6 +380,7 @@ pub struct Epoch {
     clocks: Arc<Clocks>,
     started: Instant,
     workers: usize,
+    readers: usize,
 }
 
 impl Epoch {
@@ -375,12 +401,12 @@ impl Epoch {
         self.deliveries.as_ref().is_none_or(|deliveries| !deliveries.is_empty())
     }
 
-    /// Takes back a batch that has been used: the memory of its pictures serves a later batch.
-    /// Without this every batch is made of fresh pages of the system, which take a fifth of the
-    /// loader's CPU time on small JPEGs.
+    /// Takes back a batch that has been used: its memory serves a later batch. Without this every
+    /// batch is made of fresh pages of the system, which take a fifth of the loader's CPU time on
+    /// small JPEGs.
     pub fn recycle(&self, batch: Batch) {
         // Where there is no room, or no assembler any more, the memory is simply freed.
-        let _ = self.recycle.try_send(batch.images);
+        let _ = self.recycle.try_send(batch);
     }
 
     /// The ledger's new lines: what was met up to [`position`](Self::position), since last asked.
@@ -391,18 +417,7 @@ impl Epoch {
 
     /// Where the time went.
     pub fn stats(&self) -> Stats {
-        let elapsed = self.started.elapsed();
-        let time = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
-        let share = |clock, threads: usize| {
-            let whole = elapsed.as_secs_f64() * threads as f64;
-            (time(clock).as_secs_f64() / whole.max(1e-9)).min(1.0)
-        };
-        Stats {
-            elapsed,
-            consumer_wait: time(&self.clocks.consumer_wait),
-            read_blocked: share(&self.clocks.read_blocked, 1),
-            decode_busy: share(&self.clocks.decode_busy, self.workers),
-        }
+        self.clocks.stats(self.started, self.readers, self.workers)
     }
 
     fn arrive(&mut self, position: Position, entries: Vec<Entry>) {

@@ -3,6 +3,7 @@
 pub mod source;
 pub mod shard;
 pub mod tar;
+pub mod pool;
 pub mod sample;
 pub mod ledger;
 pub mod decode;

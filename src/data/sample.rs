@@ -5,107 +5,29 @@
 //! new pair, as in open_clip; of the two the complete one is delivered and the other ledgered.
 //! Anything but the fields asked for is passed over unread, so no member can run code.
 
+mod fields;
+
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ledger::{Fault, Reason};
+use super::pool::BufferPool;
 use super::shard::ShardLimits;
 use super::tar::{Event, Input, Member, TarReader, io_fault};
 use crate::flow::SampleId;
-
-/// Which members make a pair; names as in webdataset and open_clip.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fields {
-    /// Extensions of the image, by preference. Default `jpg;jpeg;png;webp`.
-    pub image_key: String,
-    /// Where captions come from. Default the member `txt`.
-    pub captions: Captions,
-    /// Where class labels come from. Default none.
-    pub labels: Labels,
-}
-
-/// Where the caption of a pair is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Captions {
-    /// No caption is read: images with labels, as in the shards of CLIP_benchmark.
-    None,
-    /// A member with one of these extensions, by preference (`text_key`): `txt;caption`.
-    Text(String),
-    /// This string field of the `json` member (`json_text_key`).
-    JsonField(String),
-}
-
-/// Where the class of a picture is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Labels {
-    /// Labels are not read.
-    #[default]
-    None,
-    /// The `cls` member: an integer in ASCII.
-    Cls,
-    /// The `cls` member or, without one, the integer field `cls` of the `json` member.
-    ClsOrJson,
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        Self {
-            image_key: "jpg;jpeg;png;webp".into(),
-            captions: Captions::Text("txt".into()),
-            labels: Labels::None,
-        }
-    }
-}
-
-/// Extensions by preference: `jpg;png` is `["jpg", "png"]`.
-fn keys(list: &str) -> impl Iterator<Item = String> + '_ {
-    list.split(';').map(|key| key.trim().to_lowercase()).filter(|key| !key.is_empty())
-}
-
-/// [`Fields`], parsed.
-#[derive(Clone, Debug)]
-struct Wanted {
-    image: Vec<String>,
-    text: Vec<String>,
-    json_text_key: Option<String>,
-    labels: Labels,
-}
-
-impl Wanted {
-    fn new(fields: &Fields) -> Self {
-        let (text, json_text_key) = match &fields.captions {
-            Captions::None => (Vec::new(), None),
-            Captions::Text(list) => (keys(list).collect(), None),
-            Captions::JsonField(field) => (vec!["json".into()], Some(field.clone())),
-        };
-        Self {
-            image: keys(&fields.image_key).collect(),
-            text,
-            json_text_key,
-            labels: fields.labels,
-        }
-    }
-
-    fn is_image(&self, extension: &str) -> bool {
-        self.image.iter().any(|key| key == extension)
-    }
-
-    fn contains(&self, extension: &str) -> bool {
-        self.is_image(extension)
-            || self.text.iter().any(|key| key == extension)
-            || (extension == "cls" && self.labels != Labels::None)
-            || (extension == "json" && self.labels == Labels::ClsOrJson)
-    }
-}
+use fields::Wanted;
+pub use fields::{Captions, Fields, Labels, split_name};
 
 /// A pair as it lies in the shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
     /// Where it came from.
     pub id: SampleId,
-    /// Header of its first member, in bytes from the start of the (decompressed) shard.
+    /// First header of its first member, in bytes from the start of the (decompressed) shard.
     pub offset: u64,
     /// The encoded image.
     pub image: Vec<u8>,
@@ -135,12 +57,24 @@ pub enum Contents {
     HeadersOnly,
 }
 
+/// A place between two pairs of a shard from which it can be read as from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Byte of the (decompressed) shard at which a pair begins.
+    pub offset: u64,
+    /// Position of that pair in its shard.
+    pub index: u32,
+    /// What the shard yielded before: pairs, skipped pairs and damage.
+    pub found: u64,
+}
+
 /// Iterates over the pairs of one shard.
 pub struct SampleReader<R> {
     tar: TarReader<R>,
     wanted: Wanted,
     contents: Contents,
     limits: ShardLimits,
+    pool: Arc<BufferPool>,
     shard: Arc<str>,
     shard_index: u32,
     index: u32,
@@ -148,13 +82,23 @@ pub struct SampleReader<R> {
     /// Damage met since the last member: the next pair may lack what was there.
     damage: Option<Fault>,
     queue: VecDeque<Found>,
+    /// What was returned.
+    found: u64,
+    anchor: Anchor,
+    /// The anchor behind what is still queued.
+    next_anchor: Option<Anchor>,
     is_done: bool,
+    /// Members of a pair that has been resolved.
+    spare: Members,
 }
+
+/// Fields of a pair, with their data or what is wrong with them.
+type Members = Vec<(usize, Result<Vec<u8>, Fault>)>;
 
 struct Group {
     key: String,
     offset: u64,
-    members: Vec<(String, Result<Vec<u8>, Fault>)>,
+    members: Members,
     /// Why a member may be missing, other than that it never was there.
     doubt: Option<Fault>,
 }
@@ -173,14 +117,53 @@ impl<R: Input> SampleReader<R> {
             wanted: Wanted::new(fields),
             contents,
             limits: limits.clone(),
+            pool: Arc::default(),
             shard: Arc::clone(shard.0),
             shard_index: shard.1,
             index: 0,
             group: None,
             damage: None,
             queue: VecDeque::new(),
+            found: 0,
+            anchor: Anchor::default(),
+            next_anchor: None,
             is_done: false,
+            spare: Members::new(),
         }
+    }
+
+    /// Takes memory for images, captions and keys from `pool`, into which whoever has used a pair
+    /// may give it back.
+    pub fn with_pool(mut self, pool: &Arc<BufferPool>) -> Self {
+        self.pool = Arc::clone(pool);
+        self
+    }
+
+    /// Goes on to a pair further on; nothing in between is looked at, nor read where the source can
+    /// seek.
+    ///
+    /// # Errors
+    /// The source cannot be read on; it ends before, or the place lies behind.
+    pub fn jump(&mut self, anchor: Anchor) -> io::Result<()> {
+        // A pair ends where the next begins, whose first member has been read by then.
+        if self.group.as_ref().is_none_or(|begun| begun.offset != anchor.offset) {
+            self.tar.jump(anchor.offset)?;
+            (self.group, self.damage) = (None, None);
+        }
+        (self.index, self.found, self.anchor) = (anchor.index, anchor.found, anchor);
+        (self.next_anchor, self.is_done) = (None, false);
+        self.queue.clear();
+        Ok(())
+    }
+
+    /// The last place, not behind what `next` returned last, from which reading can begin again.
+    pub fn anchor(&self) -> Anchor {
+        self.anchor
+    }
+
+    /// What was returned so far, what lies before a [`jump`](Self::jump) included.
+    pub fn found(&self) -> u64 {
+        self.found
     }
 
     /// Whether a tar archive was recognised, be it an empty one; known at the end.
@@ -209,85 +192,107 @@ impl<R: Input> SampleReader<R> {
     }
 
     fn on_member(&mut self, member: Member) {
-        let Some((key, extension)) = split_name(&member.name) else {
+        let Some((key, extension)) = split_name(self.tar.name()) else {
             if let Some(fault) = member.fault {
                 self.on_damage(member.offset, fault);
             }
             return;
         };
-        let is_wanted = self.wanted.contains(&extension);
-        if !is_wanted && !member.is_file {
+        let field = self.wanted.field(extension);
+        if field.is_none() && !member.is_file {
             return;
         }
-        let doubled = match &self.group {
-            Some(group) if group.key == key => {
-                group.members.iter().any(|(present, _)| *present == extension)
-            }
-            Some(_) | None => {
-                self.end_group();
-                false
-            }
-        };
+        let is_same = self.group.as_ref().is_some_and(|group| group.key == key);
+        let doubled = is_same
+            && field.is_some_and(|field| {
+                self.group.iter().any(|group| group.members.iter().any(|(at, _)| *at == field))
+            });
+        let new_key = (!is_same || doubled).then(|| self.pool.text(key));
         if doubled {
-            let detail = format!("field {extension} occurs twice");
+            let detail = format!("field {} occurs twice", extension.to_lowercase());
             let fault = Fault::new(Reason::DuplicateMember, detail);
             if let Some(group) = &mut self.group {
                 group.doubt.get_or_insert(fault.clone());
             }
-            self.end_group();
             self.damage = Some(fault);
         }
-        if !is_wanted && let Some(fault) = member.fault.clone() {
+        if let Some(key) = new_key {
+            self.end_group();
+            self.begin_group(key, &member);
+        }
+        if field.is_none()
+            && let Some(fault) = member.fault.clone()
+        {
             self.on_damage(member.offset, fault);
         }
-        let group = self.group.get_or_insert_with(|| Group {
-            key,
-            offset: member.offset,
-            members: Vec::new(),
-            doubt: None,
-        });
-        if let Some(fault) = self.damage.take() {
+        if let (Some(group), Some(fault)) = (&mut self.group, self.damage.take()) {
             group.doubt.get_or_insert(fault);
         }
-        if is_wanted {
-            let data = self.read(&member, &extension);
+        if let Some(field) = field {
+            let data = self.read(&member, field);
             if let Some(group) = &mut self.group {
-                group.members.push((extension, data));
+                group.members.push((field, data));
             }
         }
     }
 
-    fn read(&mut self, member: &Member, extension: &str) -> Result<Vec<u8>, Fault> {
+    fn begin_group(&mut self, key: String, member: &Member) {
+        // After damage the pair knows what may have been lost; who began here would not.
+        if self.damage.is_none() {
+            let found = self.found + self.queue.len() as u64;
+            let anchor = Anchor { offset: member.offset, index: self.index, found };
+            if self.queue.is_empty() {
+                self.anchor = anchor;
+            } else {
+                self.next_anchor = Some(anchor);
+            }
+        }
+        let members = std::mem::take(&mut self.spare);
+        self.group = Some(Group { key, offset: member.offset, members, doubt: None });
+    }
+
+    fn read(&mut self, member: &Member, field: usize) -> Result<Vec<u8>, Fault> {
         if let Some(fault) = &member.fault {
             return Err(fault.clone());
         }
         if !member.is_file {
-            return Err(Fault::new(Reason::NotAFile, format!("{} is no file", member.name)));
+            return Err(Fault::new(Reason::NotAFile, format!("{} is no file", self.tar.name())));
         }
         if self.contents == Contents::HeadersOnly {
             return Ok(Vec::new());
         }
-        let is_image = self.wanted.is_image(extension);
+        let is_image = self.wanted.is_image(field);
         let limit = if is_image { self.limits.image_bytes } else { self.limits.text_bytes };
-        self.tar.read_data(member, limit)
+        let expected = usize::try_from(member.size.min(limit)).unwrap_or(usize::MAX);
+        let mut data = self.pool.take(expected);
+        self.tar.read_data(member, limit, &mut data)?;
+        Ok(data)
     }
 
     fn end_group(&mut self) {
-        let Some(group) = self.group.take() else { return };
-        if group.members.iter().all(|(extension, _)| {
-            !self.wanted.is_image(extension) && !self.wanted.text.contains(extension)
-        }) {
+        let Some(mut group) = self.group.take() else { return };
+        let of_a_pair = |(field, _): &(usize, _)| {
+            self.wanted.is_image(*field) || self.wanted.text.contains(field)
+        };
+        if !group.members.iter().any(of_a_pair) {
+            group.members.clear();
+            self.spare = group.members;
             return;
         }
+        let resolved = resolve(&self.wanted, self.contents, &self.limits, &mut group);
+        for (_, data) in group.members.drain(..) {
+            data.into_iter().for_each(|data| self.pool.give(data));
+        }
+        self.spare = group.members;
         let id = SampleId {
             shard: Arc::clone(&self.shard),
             shard_index: self.shard_index,
             index: self.index,
-            key: group.key.as_str().into(),
+            key: group.key,
         };
         self.index = self.index.saturating_add(1);
         let offset = group.offset;
-        self.queue.push_back(match resolve(&self.wanted, self.contents, &self.limits, group) {
+        self.queue.push_back(match resolved {
             Ok((image, caption, label)) => Found::Pair(Pair { id, offset, image, caption, label }),
             Err(fault) => Found::Skipped(id, offset, fault),
         });
@@ -319,7 +324,12 @@ impl<R: Input> Iterator for SampleReader<R> {
         while !self.is_done && (self.queue.is_empty() || self.tar.headers() == 0) {
             self.step();
         }
-        self.queue.pop_front()
+        let found = self.queue.pop_front()?;
+        self.found += 1;
+        if let Some(anchor) = self.next_anchor.take_if(|anchor| anchor.found <= self.found) {
+            self.anchor = anchor;
+        }
+        Some(found)
     }
 }
 
@@ -330,15 +340,15 @@ fn resolve(
     wanted: &Wanted,
     contents: Contents,
     limits: &ShardLimits,
-    mut group: Group,
+    group: &mut Group,
 ) -> Result<Resolved, Fault> {
     let doubt = group.doubt.take();
     let missing = |reason, detail: &str| match &doubt {
         Some(doubt) => Fault::new(doubt.reason, format!("{detail}; {}", doubt.detail)),
         None => Fault::new(reason, detail),
     };
-    let json = match group.pick(&["json".into()]) {
-        Some(Ok(bytes)) if contents == Contents::Read => Some(parse_json(bytes)),
+    let json = match wanted.json.and_then(|json| group.pick(&[json])) {
+        Some(Ok(bytes)) if contents == Contents::Read => Some(parse_json(&bytes)),
         Some(Ok(_)) => Some(Ok(Value::Null)),
         Some(Err(fault)) => Some(Err(fault)),
         None => None,
@@ -377,23 +387,25 @@ fn resolve(
     }
     let label = match wanted.labels {
         Labels::None => None,
-        Labels::Cls | Labels::ClsOrJson => Some(match (group.pick(&["cls".into()]), json) {
-            (Some(cls), _) => label_of_text(&cls?)?,
-            (None, Some(json)) if wanted.labels == Labels::ClsOrJson => label_of_json(&json?)?,
-            _ => return Err(missing(Reason::MissingLabel, "no cls member")),
-        }),
+        Labels::Cls | Labels::ClsOrJson => {
+            Some(match (wanted.cls.and_then(|cls| group.pick(&[cls])), json) {
+                (Some(cls), _) => label_of_text(&cls?)?,
+                (None, Some(json)) if wanted.labels == Labels::ClsOrJson => label_of_json(&json?)?,
+                _ => return Err(missing(Reason::MissingLabel, "no cls member")),
+            })
+        }
     };
     Ok((image, caption, label))
 }
 
 impl Group {
     /// The first sound member of these, by preference; else the first unsound one's fault.
-    fn pick(&mut self, keys: &[String]) -> Option<Result<Vec<u8>, Fault>> {
-        let place = |members: &[(String, Result<Vec<u8>, Fault>)], sound: bool| {
-            let is = |key: &String| {
-                members.iter().position(|(name, data)| name == key && data.is_ok() == sound)
+    fn pick(&mut self, fields: &[usize]) -> Option<Result<Vec<u8>, Fault>> {
+        let place = |members: &Members, sound: bool| {
+            let is = |field: &usize| {
+                members.iter().position(|(at, data)| at == field && data.is_ok() == sound)
             };
-            keys.iter().find_map(is)
+            fields.iter().find_map(is)
         };
         let at = place(&self.members, true).or_else(|| place(&self.members, false))?;
         Some(self.members.swap_remove(at).1)
@@ -404,8 +416,8 @@ fn caption_of_text(bytes: Vec<u8>) -> Result<String, Fault> {
     String::from_utf8(bytes).map_err(|e| Fault::new(Reason::CaptionNotUtf8, e.to_string()))
 }
 
-fn parse_json(bytes: Vec<u8>) -> Result<Value, Fault> {
-    serde_json::from_slice(&bytes).map_err(|e| Fault::new(Reason::BadJson, e.to_string()))
+fn parse_json(bytes: &[u8]) -> Result<Value, Fault> {
+    serde_json::from_slice(bytes).map_err(|e| Fault::new(Reason::BadJson, e.to_string()))
 }
 
 fn caption_of_json(json: &Value, field: &str) -> Result<String, Fault> {
@@ -426,17 +438,4 @@ fn label_of_json(json: &Value) -> Result<u32, Fault> {
     let value = value.ok_or(missing)?;
     let label = value.as_u64().and_then(|label| u32::try_from(label).ok());
     label.ok_or_else(|| Fault::new(Reason::BadLabel, format!("cls: {value} is no class number")))
-}
-
-/// Key and field of a member's path; `None` for what belongs to no sample: hidden files, names
-/// without a dot, `__meta__` members, and what macOS and PAX tools leave behind.
-pub fn split_name(path: &str) -> Option<(String, String)> {
-    let (dir, base) = path.rsplit_once('/').map_or(("", path), |(dir, base)| (dir, base));
-    let (stem, extension) = base.split_once('.')?;
-    let is_litter = |part: &str| part.starts_with("__") || part.starts_with("PaxHeader");
-    if stem.is_empty() || is_litter(base) || dir.split('/').any(is_litter) {
-        return None;
-    }
-    let key = &path[..path.len() - extension.len() - 1];
-    Some((key.into(), extension.to_lowercase()))
 }

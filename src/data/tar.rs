@@ -20,6 +20,8 @@ use header::{Extension, Header, padded, text_field};
 pub const BLOCK: usize = 512;
 /// Longest name of a member, in bytes (Linux `PATH_MAX`).
 const NAME_BYTES: usize = 4096;
+/// Bytes read at a time.
+const WINDOW: usize = 1 << 18;
 /// Longest GNU or PAX extension read.
 const EXTENSION_BYTES: u64 = 1 << 20;
 
@@ -47,12 +49,11 @@ impl Input for &[u8] {
     }
 }
 
-/// A member as its header describes it.
+/// A member as its header describes it; its name is [`TarReader::name`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Path in the archive; bytes that are not UTF-8 are replaced.
-    pub name: String,
-    /// Where its header lies, in bytes from the start of the archive.
+    /// Where its first header lies, in bytes from the start of the archive: reading can begin
+    /// there. With a long name that is the header of the extension.
     pub offset: u64,
     /// Bytes of data; 0 for what has none.
     pub size: u64,
@@ -90,12 +91,14 @@ enum Expect {
 /// Reads the members of an archive one after another.
 pub struct TarReader<R> {
     input: R,
+    /// Bytes read from `input` and not used yet: `window[used..filled]`.
+    window: Vec<u8>,
+    used: usize,
+    filled: usize,
     /// Most bytes of one member that are skipped on the word of its header.
     skip_limit: u64,
-    /// Position in the archive, counting from `rewound` where it holds bytes.
+    /// Position in the archive.
     at: u64,
-    /// Bytes read already that are to be looked at again.
-    rewound: io::Cursor<Vec<u8>>,
     /// The end of the archive, once met.
     end: Option<u64>,
     /// Bytes of data and padding until the next header.
@@ -104,7 +107,11 @@ pub struct TarReader<R> {
     zero_blocks: u32,
     /// Whether the end-of-archive marker was met.
     has_marker: bool,
+    /// Name of the last member.
+    name: String,
     extension: Extension,
+    /// Where the extensions of the next member begin, if it has any.
+    extended_from: Option<u64>,
     headers: u64,
     failure: Option<io::Error>,
 }
@@ -115,18 +122,44 @@ impl<R: Input> TarReader<R> {
     pub fn new(input: R, skip_limit: u64) -> Self {
         Self {
             input,
+            window: vec![0; WINDOW],
+            used: 0,
+            filled: 0,
             skip_limit,
             at: 0,
-            rewound: io::Cursor::default(),
             end: None,
             pending: 0,
             expect: Expect::Header,
             zero_blocks: 0,
             has_marker: false,
+            name: String::new(),
             extension: Extension::default(),
+            extended_from: None,
             headers: 0,
             failure: None,
         }
+    }
+
+    /// Goes on to a header further on, where a member is known to begin.
+    ///
+    /// # Errors
+    /// The source cannot be read on; it ends before, or the place lies behind.
+    pub fn jump(&mut self, offset: u64) -> io::Result<()> {
+        let ahead = offset.checked_sub(self.at).ok_or_else(|| io::Error::other("passed by"))?;
+        self.pending = 0;
+        (self.expect, self.zero_blocks, self.failure) = (Expect::Header, 0, None);
+        (self.extension, self.extended_from) = (Extension::default(), None);
+        if self.pass(ahead)? < ahead {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // That there is a header is known; so this is an archive.
+        self.headers = self.headers.max(1);
+        Ok(())
+    }
+
+    /// Path of the last member; bytes that are not UTF-8 are replaced.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Byte of the archive that is read next.
@@ -174,7 +207,7 @@ impl<R: Input> TarReader<R> {
             if let Some(damage) = self.judge(offset, &block, header.as_ref().err()) {
                 return Ok(Some(damage));
             }
-            if let Ok(header) = header
+            if let Ok(header) = &header
                 && let Some(event) = self.accept(header, offset)?
             {
                 return Ok(Some(event));
@@ -190,7 +223,7 @@ impl<R: Input> TarReader<R> {
         let fault = match (self.expect, wrong) {
             (Expect::Header, Some(wrong)) => {
                 self.expect = Expect::Anything;
-                self.extension = Extension::default();
+                (self.extension, self.extended_from) = (Extension::default(), None);
                 return Some(damage(offset, Reason::DamagedHeader, wrong.clone()));
             }
             (_, Some(_)) => return None,
@@ -206,16 +239,21 @@ impl<R: Input> TarReader<R> {
             }
         };
         self.expect = Expect::Header;
-        self.rewind(block.to_vec());
+        self.rewind(block);
         Some(Event::Damage { offset, fault })
     }
 
-    /// Reads the data of the member that the last event announced, at most `limit` bytes.
+    /// Appends the data of the member that the last event announced, at most `limit` bytes.
     /// Memory grows with the bytes that come, not with those that are promised.
     ///
     /// # Errors
     /// The member is larger than `limit`, or its data end early. Reading can go on.
-    pub fn read_data(&mut self, member: &Member, limit: u64) -> Result<Vec<u8>, Fault> {
+    pub fn read_data(
+        &mut self,
+        member: &Member,
+        limit: u64,
+        data: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
         if let Some(fault) = &member.fault {
             return Err(fault.clone());
         }
@@ -223,33 +261,66 @@ impl<R: Input> TarReader<R> {
             let detail = format!("{} bytes; at most {limit}", member.size);
             return Err(Fault::new(Reason::MemberTooLarge, detail));
         }
-        let mut data = Vec::with_capacity(member.size.min(1 << 16) as usize);
-        if let Err(failure) = self.take_bytes(member.size, &mut data) {
+        let start = data.len();
+        if let Err(failure) = self.take_bytes(member.size, data) {
             let fault = io_fault(&failure);
             self.failure = Some(failure);
             return Err(fault);
         }
-        if (data.len() as u64) < member.size {
-            let detail = format!("{} of {} bytes", data.len(), member.size);
+        let got = (data.len() - start) as u64;
+        if got < member.size {
+            let detail = format!("{got} of {} bytes", member.size);
             self.end = Some(self.at);
-            self.rewind(data);
+            self.rewind(&data[start..]);
+            data.truncate(start);
             self.pending = 0;
             self.expect = Expect::Anything;
             return Err(Fault::new(Reason::Truncated, detail));
         }
         self.pending -= member.size;
-        Ok(data)
+        Ok(())
     }
 
+    /// Appends up to `bytes` bytes; fewer only at the end.
     fn take_bytes(&mut self, bytes: u64, data: &mut Vec<u8>) -> io::Result<()> {
-        let before = data.len();
-        let again = (&mut self.rewound).take(bytes).read_to_end(data)? as u64;
-        let fresh = (&mut self.input).take(bytes - again).read_to_end(data);
-        self.at += (data.len() - before) as u64;
-        fresh.map(|_| ())
+        let mut left = bytes;
+        while left > 0 {
+            let ready = &self.window[self.used..self.filled];
+            if ready.is_empty() {
+                if !self.refill()? {
+                    break;
+                }
+                continue;
+            }
+            let ready = &ready[..ready.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            data.extend_from_slice(ready);
+            (self.used, self.at) = (self.used + ready.len(), self.at + ready.len() as u64);
+            left -= ready.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads into the empty window; whether anything came.
+    fn refill(&mut self) -> io::Result<bool> {
+        (self.used, self.filled) = (0, 0);
+        if self.window.len() > WINDOW {
+            self.window = vec![0; WINDOW];
+        }
+        self.filled = loop {
+            match self.input.read(&mut self.window) {
+                Err(failure) if failure.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome?,
+            }
+        };
+        Ok(self.filled > 0)
     }
 
     fn fill(&mut self, block: &mut [u8; BLOCK]) -> io::Result<usize> {
+        if let Some(ready) = self.window[self.used..self.filled].first_chunk() {
+            *block = *ready;
+            (self.used, self.at) = (self.used + BLOCK, self.at + BLOCK as u64);
+            return Ok(BLOCK);
+        }
         let mut data = Vec::with_capacity(BLOCK);
         match self.take_bytes(BLOCK as u64, &mut data) {
             // What follows the marker is nobody's: that it cannot be read is no loss.
@@ -261,31 +332,43 @@ impl<R: Input> TarReader<R> {
     }
 
     /// Puts bytes just read back in front.
-    fn rewind(&mut self, mut data: Vec<u8>) {
+    fn rewind(&mut self, data: &[u8]) {
         self.at -= data.len() as u64;
-        let used = self.rewound.position() as usize;
-        data.extend_from_slice(&self.rewound.get_ref()[used..]);
-        self.rewound = io::Cursor::new(data);
+        if data.len() > self.used {
+            let ready = self.window[self.used..self.filled].to_vec();
+            self.used = data.len();
+            self.filled = data.len() + ready.len();
+            self.window.resize(self.filled.max(WINDOW), 0);
+            self.window[self.used..self.filled].copy_from_slice(&ready);
+        }
+        let start = self.used - data.len();
+        self.window[start..self.used].copy_from_slice(data);
+        self.used = start;
     }
 
     fn left(&self) -> Option<u64> {
-        let rewound = self.rewound.get_ref().len() as u64 - self.rewound.position();
+        let ready = (self.filled - self.used) as u64;
         match self.end {
             Some(end) => Some(end - self.at),
-            None => self.input.remaining().map(|left| left.saturating_add(rewound)),
+            None => self.input.remaining().map(|left| left.saturating_add(ready)),
         }
+    }
+
+    /// Moves on by up to `bytes`; returns by how many (fewer only at the end).
+    fn pass(&mut self, bytes: u64) -> io::Result<u64> {
+        let ready = bytes.min((self.filled - self.used) as u64);
+        self.used += ready as usize;
+        self.at += ready;
+        let fresh = if ready < bytes { self.input.skip(bytes - ready)? } else { 0 };
+        self.at += fresh;
+        Ok(ready + fresh)
     }
 
     /// Skips what is left of the last member; an event if the archive ends inside it.
     fn pass_data(&mut self) -> io::Result<Option<Event>> {
         let offset = self.at;
         let wanted = std::mem::take(&mut self.pending);
-        let unread = self.rewound.get_ref().len() as u64 - self.rewound.position();
-        let again = wanted.min(unread);
-        self.rewound.set_position(self.rewound.position() + again);
-        let fresh = self.input.skip(wanted - again)?;
-        self.at += again + fresh;
-        if again + fresh == wanted {
+        if self.pass(wanted)? == wanted {
             return Ok(None);
         }
         self.expect = Expect::Nothing;
@@ -317,17 +400,19 @@ impl<R: Input> TarReader<R> {
     }
 
     /// A member, or `None` for an extension, which is kept for the member that follows.
-    fn accept(&mut self, header: Header, offset: u64) -> io::Result<Option<Event>> {
+    fn accept(&mut self, header: &Header, offset: u64) -> io::Result<Option<Event>> {
         self.headers += 1;
         match header.typeflag {
-            b'L' | b'x' | b'X' | b'K' | b'g' => self.extend(&header, offset),
+            b'L' | b'x' | b'X' | b'K' | b'g' => self.extend(header, offset),
             _ => Ok(Some(Event::Member(self.member(header, offset)))),
         }
     }
 
     fn extend(&mut self, header: &Header, offset: u64) -> io::Result<Option<Event>> {
+        self.extended_from.get_or_insert(offset);
         if header.size > EXTENSION_BYTES {
             self.expect = Expect::Anything;
+            self.extended_from = None;
             let detail = format!("an extension header of {} bytes", header.size);
             return Ok(Some(damage(offset, Reason::DamagedHeader, detail)));
         }
@@ -351,11 +436,15 @@ impl<R: Input> TarReader<R> {
         Ok(None)
     }
 
-    fn member(&mut self, header: Header, offset: u64) -> Member {
+    fn member(&mut self, header: &Header, offset: u64) -> Member {
         let extension = std::mem::take(&mut self.extension);
+        let offset = self.extended_from.take().unwrap_or(offset);
         let (is_file, has_data) = (header.is_file(), header.has_data());
         let size = if has_data { extension.size.unwrap_or(header.size) } else { 0 };
-        let mut name = extension.name.unwrap_or(header.name);
+        match &extension.name {
+            Some(name) => self.name.clone_from(name),
+            None => header.write_name(&mut self.name),
+        }
         let mut fault = extension.fault;
         self.pending = padded(size);
         let claim = match self.left() {
@@ -368,12 +457,12 @@ impl<R: Input> TarReader<R> {
             self.expect = Expect::Anything;
             fault = Some(Fault::new(reason, format!("claims {size} bytes of data")));
         }
-        if name.len() > NAME_BYTES {
-            let detail = format!("a name of {} bytes; at most {NAME_BYTES}", name.len());
-            cut(&mut name, NAME_BYTES);
+        if self.name.len() > NAME_BYTES {
+            let detail = format!("a name of {} bytes; at most {NAME_BYTES}", self.name.len());
+            cut(&mut self.name, NAME_BYTES);
             fault = Some(Fault::new(Reason::NameTooLong, detail));
         }
-        Member { name, offset, size, is_file, fault }
+        Member { offset, size, is_file, fault }
     }
 }
 

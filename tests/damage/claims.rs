@@ -118,7 +118,8 @@ fn nested_claims_do_not_multiply_the_work() {
         let Event::Member(member) = event else { continue };
         claims += 1;
         read += usize::from(member.fault.is_none());
-        assert_eq!(reader.read_data(&member, 64 << 20).unwrap_err().reason, Reason::Truncated);
+        let refusal = reader.read_data(&member, 64 << 20, &mut Vec::new()).unwrap_err();
+        assert_eq!(refusal.reason, Reason::Truncated);
     }
     assert_eq!((claims, read), (999, 1));
 }

@@ -1,29 +1,55 @@
-//! What a worker does: encoded pair → numbers.
+//! What a worker does: encoded pair → numbers, and later → a row of a batch.
+//!
+//! A picture is decoded and augmented before it is known whether it is any good, and so before its
+//! row in the batch is known. What is left to do then, the last pass over its samples, writes the
+//! row.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
 use super::super::decode::{DecodeError, decode};
 use super::super::ledger::{Fault, Reason};
+use super::super::pool::BufferPool;
 use super::super::sample::{Captions, Pair};
 use super::super::text::tokenizer::forged_control_tokens;
-use super::super::transform::{Scratch, Transform};
-use super::{CaptionAugmentation, Clocks, LoaderConfig, Mode, add_since};
+use super::super::transform::{Draws, Resized, Scratch, Transform};
+use super::stats::{Clocks, add_since};
+use super::{CaptionAugmentation, LoaderConfig, Mode};
+use crate::flow::{HostRow, SampleId};
 use crate::rng::{Domain, Rng};
 
-/// A pair to prepare, and where the answer goes.
+/// A pair to prepare.
 pub(super) struct Job {
+    pub seq: u64,
     pub pair: Pair,
-    pub reply: Sender<Result<Prepared, Fault>>,
+    /// Keys the augmentation, with the pair.
+    pub draw_epoch: u64,
 }
 
-/// A row of a batch.
+/// A picture whose row is known.
+pub(super) struct Fill {
+    pub prepared: Prepared,
+    pub row: HostRow,
+    /// The batch it belongs to.
+    pub batch: u64,
+}
+
+/// What a worker reports.
+pub(super) enum Done {
+    /// A pair is prepared, or given up.
+    Pair { seq: u64, id: SampleId, offset: u64, outcome: Result<Prepared, Fault> },
+    /// A row of this batch is written.
+    Row(u64),
+}
+
+/// A pair but for the last pass over its picture.
+#[derive(Default)]
 pub(super) struct Prepared {
-    /// `[3, H, W]`
-    pub image: Vec<f32>,
+    pub resized: Resized,
     /// Token ids; empty where captions are not read.
     pub tokens: Vec<u32>,
     pub label: Option<u32>,
@@ -31,80 +57,137 @@ pub(super) struct Prepared {
     pub is_forged: bool,
 }
 
+/// Prepared pairs whose row has been written: their memory serves again.
+#[derive(Clone)]
+pub(super) struct Spares {
+    pub give: Sender<Prepared>,
+    pub take: Receiver<Prepared>,
+}
+
 pub(super) struct Preparer {
     config: Arc<LoaderConfig>,
     transform: Arc<Transform>,
-    epoch: u64,
     scratch: Scratch,
-    /// Rows that have been copied into their batch.
-    spare_rows: Receiver<Vec<f32>>,
+    pool: Arc<BufferPool>,
+    spares: Spares,
 }
 
 impl Preparer {
     pub(super) fn new(
         config: Arc<LoaderConfig>,
         transform: Arc<Transform>,
-        epoch: u64,
-        spare_rows: Receiver<Vec<f32>>,
+        pool: Arc<BufferPool>,
+        spares: Spares,
     ) -> Self {
-        Self { config, transform, epoch, scratch: Scratch::default(), spare_rows }
+        Self { config, transform, scratch: Scratch::default(), pool, spares }
     }
 
-    pub(super) fn run(&mut self, jobs: &Receiver<Job>, clocks: &Clocks) {
-        for Job { pair, reply } in jobs {
-            let since = Instant::now();
-            // A decoder that panics on some file of a stranger's costs that pair, not the run.
-            let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare(&pair)));
-            let prepared = prepared.unwrap_or_else(|_| {
-                self.scratch = Scratch::default();
-                Err(Fault::new(Reason::BrokenImage, "the decoder panicked"))
-            });
-            add_since(&clocks.decode_busy, since);
-            if reply.send(prepared).is_err() {
+    /// Works until nobody has rows to write any more. Rows go first: a batch waits for them.
+    pub(super) fn run(
+        &mut self,
+        jobs: &Receiver<Job>,
+        fills: &Receiver<Fill>,
+        done: &Sender<Done>,
+        clocks: &Clocks,
+    ) {
+        let mut jobs = jobs.clone();
+        loop {
+            let report = select_biased! {
+                recv(fills) -> fill => match fill {
+                    Ok(fill) => {
+                        let since = Instant::now();
+                        let report = self.fill(fill);
+                        add_since(&clocks.prepare_busy, since);
+                        report
+                    }
+                    Err(_) => return,
+                },
+                recv(jobs) -> job => match job {
+                    Ok(job) => {
+                        clocks.prepare_waiting.store(jobs.len(), Ordering::Relaxed);
+                        let since = Instant::now();
+                        let report = self.take(job);
+                        add_since(&clocks.prepare_busy, since);
+                        report
+                    }
+                    Err(_) => {
+                        jobs = never();
+                        continue;
+                    }
+                },
+            };
+            if done.send(report).is_err() {
                 return;
             }
         }
     }
 
-    fn prepare(&mut self, pair: &Pair) -> Result<Prepared, Fault> {
-        let picture = decode(&pair.image, &self.config.decode_limits)
-            .map_err(|e| Fault::new(reason_of(&e), e.to_string()))?;
-        let side = self.transform.config().image_size;
-        // A spare row still holds another picture; the transform overwrites all of it.
-        let mut image = self.spare_rows.try_recv().unwrap_or_else(|_| vec![0.0; 3 * side * side]);
-        match self.config.mode {
-            Mode::Train => {
-                let mut rng = self.rng(Domain::Image, self.epoch, pair);
-                self.transform.train(&picture, &mut rng, &mut self.scratch, &mut image);
-            }
-            Mode::Eval => self.transform.eval(&picture, &mut self.scratch, &mut image),
-        }
-        let mut tokens = Vec::new();
-        if self.config.fields.captions != Captions::None {
-            let text = &self.config.text;
-            match self.augmented_caption(pair) {
-                Some(caption) => text.tokenizer.encode(&caption, text.context_length, &mut tokens),
-                None => text.tokenizer.encode(&pair.caption, text.context_length, &mut tokens),
-            }
-        }
-        let is_forged = forged_control_tokens(&pair.caption) > 0;
-        Ok(Prepared { image, tokens, label: pair.label, is_forged })
+    fn fill(&mut self, fill: Fill) -> Done {
+        let Fill { prepared, mut row, batch } = fill;
+        self.transform.finish(&prepared.resized, &mut row);
+        // Where there are enough, the memory is simply freed.
+        let _ = self.spares.give.try_send(prepared);
+        drop(row);
+        Done::Row(batch)
     }
 
-    fn augmented_caption(&self, pair: &Pair) -> Option<String> {
+    fn take(&mut self, job: Job) -> Done {
+        let Job { seq, pair, draw_epoch } = job;
+        // A decoder that panics on some file of a stranger's costs that pair, not the run.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.prepare(&pair, draw_epoch)));
+        let outcome = outcome.unwrap_or_else(|_| {
+            self.scratch = Scratch::default();
+            Err(Fault::new(Reason::BrokenImage, "the decoder panicked"))
+        });
+        let Pair { id, offset, image, caption, .. } = pair;
+        self.pool.give(image);
+        self.pool.give(caption.into_bytes());
+        Done::Pair { seq, id, offset, outcome }
+    }
+
+    fn prepare(&mut self, pair: &Pair, draw_epoch: u64) -> Result<Prepared, Fault> {
+        let picture = decode(&pair.image, &self.config.decode_limits)
+            .map_err(|e| Fault::new(reason_of(&e), e.to_string()))?;
+        // What a spare holds of another pair is overwritten.
+        let mut prepared = self.spares.take.try_recv().unwrap_or_default();
+        let (scratch, resized) = (&mut self.scratch, &mut prepared.resized);
+        match self.config.mode {
+            Mode::Train => {
+                let mut rng = rng(self.config.seed, Domain::Image, draw_epoch, pair);
+                let (width, height) = (picture.width, picture.height);
+                let draws = Draws::new(&self.config.transform.train, width, height, &mut rng);
+                let part = draws.part(width, height);
+                self.transform.augment(&picture, part, &draws, scratch, resized);
+            }
+            Mode::Eval => self.transform.centre(&picture, scratch, resized),
+        }
+        prepared.tokens.clear();
+        if self.config.fields.captions != Captions::None {
+            let (text, tokens) = (&self.config.text, &mut prepared.tokens);
+            match self.augmented_caption(pair, draw_epoch) {
+                Some(caption) => text.tokenizer.encode(&caption, text.context_length, tokens),
+                None => text.tokenizer.encode(&pair.caption, text.context_length, tokens),
+            }
+        }
+        prepared.is_forged = forged_control_tokens(&pair.caption) > 0;
+        prepared.label = pair.label;
+        Ok(prepared)
+    }
+
+    fn augmented_caption(&self, pair: &Pair, draw_epoch: u64) -> Option<String> {
         let epoch = match self.config.text.augmentation {
             _ if self.config.mode == Mode::Eval => return None,
             CaptionAugmentation::Off => return None,
-            CaptionAugmentation::FreshEachEpoch => self.epoch,
+            CaptionAugmentation::FreshEachEpoch => draw_epoch,
             CaptionAugmentation::OncePerRun => 0,
         };
         let eda = self.config.text.eda.as_ref()?;
-        Some(eda.augment(&pair.caption, &mut self.rng(Domain::Caption, epoch, pair)))
+        Some(eda.augment(&pair.caption, &mut rng(self.config.seed, Domain::Caption, epoch, pair)))
     }
+}
 
-    fn rng(&self, domain: Domain, epoch: u64, pair: &Pair) -> Rng {
-        Rng::new(self.config.seed, domain, epoch, pair.id.stream())
-    }
+fn rng(seed: u64, domain: Domain, epoch: u64, pair: &Pair) -> Rng {
+    Rng::new(seed, domain, epoch, pair.id.stream())
 }
 
 fn reason_of(error: &DecodeError) -> Reason {
@@ -122,30 +205,47 @@ fn reason_of(error: &DecodeError) -> Reason {
 mod tests {
     use super::*;
     use crate::data::transform::{Augment, TransformConfig};
-    use crate::flow::SampleId;
+    use crate::flow::HostBuf;
     use crossbeam_channel::bounded;
 
     #[test]
-    fn a_spare_row_is_used_again_and_leaves_no_trace() {
+    fn what_was_used_before_is_used_again_and_leaves_no_trace() {
         let mut picture = std::io::Cursor::new(Vec::new());
         let noise = image::RgbImage::from_fn(9, 7, |x, y| image::Rgb([(x * 31 + y * 57) as u8; 3]));
         noise.write_to(&mut picture, image::ImageFormat::Png).unwrap();
-        let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
-        let (caption, image) = ("a caption".into(), picture.into_inner());
-        let pair = Pair { id, offset: 0, image, caption, label: None };
+        let picture = picture.into_inner();
+        let pair = || {
+            let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
+            let (caption, image) = ("a caption".into(), picture.clone());
+            Pair { id, offset: 0, image, caption, label: None }
+        };
         for mode in [Mode::Train, Mode::Eval] {
             let transform = TransformConfig::new(8, Augment::roclip());
             let config = LoaderConfig { transform, mode, ..LoaderConfig::default() };
             let transform = Arc::new(Transform::new(config.transform.clone()).unwrap());
-            let (sender, spare_rows) = bounded(1);
-            let mut preparer = Preparer::new(Arc::new(config), transform, 0, spare_rows);
-            let fresh = preparer.prepare(&pair).unwrap().image;
-            let dirty = vec![f32::NAN; fresh.len()];
-            let place = dirty.as_ptr();
-            sender.send(dirty).unwrap();
-            let again = preparer.prepare(&pair).unwrap().image;
-            assert_eq!(again.as_ptr(), place);
-            assert_eq!(again, fresh);
+            let (give, take) = bounded(1);
+            let spares = Spares { give, take };
+            let pool = Arc::<BufferPool>::default();
+            let config = Arc::new(config);
+            let mut preparer = Preparer::new(config, transform, pool, spares.clone());
+            let run = |preparer: &mut Preparer| {
+                let job = Job { seq: 0, pair: pair(), draw_epoch: 0 };
+                let Done::Pair { outcome: Ok(prepared), .. } = preparer.take(job) else {
+                    panic!("not prepared")
+                };
+                let mut rows = HostBuf::heap(3 * 64).unwrap().into_rows(3 * 64);
+                let row = rows.next_row().unwrap();
+                let tokens = prepared.tokens.clone();
+                preparer.fill(Fill { prepared, row, batch: 0 });
+                (rows.into_buf().unwrap(), tokens)
+            };
+            let first = run(&mut preparer);
+            let mut used = spares.take.recv().unwrap();
+            used.tokens.fill(7);
+            let other = crate::data::decode::Rgb8 { width: 1, height: 1, data: vec![200; 3] };
+            preparer.transform.centre(&other, &mut preparer.scratch, &mut used.resized);
+            spares.give.send(used).unwrap();
+            assert_eq!(run(&mut preparer), first);
         }
     }
 }

@@ -1,34 +1,37 @@
-//! The one thread that reads: shards in order → pairs in a buffer → slots with numbers.
+//! The one thread that decides the order: what the shards yield → the shuffle buffer → numbered
+//! slots.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 
 use super::super::ledger::{Entry, Fault};
-use super::super::sample::{Contents, Found, Pair, SampleReader};
-use super::super::shard::ShardReader;
+use super::super::sample::{Found, Pair};
 use super::super::source::Shard;
-use super::prepare::{Job, Prepared};
-use super::{Clocks, LoaderConfig, Position, add_since};
+use super::LoaderConfig;
+use super::order::{Cursor, Held, Position, Sampling, Turns};
+use super::prepare::Job;
+use super::read::{Reading, Turn};
+use super::stats::{Clocks, add_since};
 use crate::error::Error;
 use crate::flow::SampleId;
 use crate::rng::{Domain, Rng};
 
-/// What stands at a place of the order. Every slot but `Damage` and the last is one pair.
+/// What happens next in the order.
 pub(super) enum Slot {
-    /// A pair under way to a worker, which answers.
-    Pair(SampleId, u64, Receiver<Result<Prepared, Fault>>),
-    /// A pair that never got that far.
-    Skipped(Entry),
-    /// Damage of a shard.
-    Damage(Entry),
-    /// A pair of another rank.
-    Elsewhere,
-    /// Every shard has been read.
+    /// A pair enters the shuffle buffer.
+    Taken(Held, Cursor),
+    /// The pair at this place of the buffer leaves it; the last takes its place. If it belongs to
+    /// this rank, a worker has it.
+    Given { at: u32, is_ours: bool },
+    /// A pair that never got that far; no entry if another rank tells it.
+    Skipped(Option<Entry>, Cursor),
+    /// Damage of a shard, likewise.
+    Damage(Option<Entry>, Cursor),
+    /// The epoch is over.
     End,
-    /// Nothing could be read at all.
+    /// Nothing could be read at all, or what was read before cannot be read again.
     Failed(Error),
 }
 
@@ -38,69 +41,87 @@ struct Gone;
 pub(super) struct Sequencer {
     config: Arc<LoaderConfig>,
     shards: Arc<[Shard]>,
+    turns: Arc<Turns>,
     epoch: u64,
-    /// Slots before this number were delivered before the run was interrupted.
-    first_seq: u64,
     seq: u64,
     /// Good pairs dealt to the ranks.
     dealt: u64,
-    rng: Rng,
-    buffer: Vec<Pair>,
+    buffer: Vec<(Pair, Held)>,
     buffer_bytes: u64,
     slots: Sender<Slot>,
     jobs: Sender<Job>,
-    stop: Arc<AtomicBool>,
     clocks: Arc<Clocks>,
 }
 
 impl Sequencer {
     pub(super) fn new(
-        config: Arc<LoaderConfig>,
-        shards: Arc<[Shard]>,
+        reading: &Reading,
         start: &Position,
         (slots, jobs): (Sender<Slot>, Sender<Job>),
-        (stop, clocks): (Arc<AtomicBool>, Arc<Clocks>),
     ) -> Self {
-        let rng = Rng::new(config.seed, Domain::SampleOrder, start.epoch, 0);
         Self {
-            config,
-            shards,
+            config: Arc::clone(&reading.config),
+            shards: Arc::clone(&reading.shards),
+            turns: Arc::clone(&reading.turns),
             epoch: start.epoch,
-            first_seq: start.next_seq,
-            seq: 0,
-            dealt: 0,
-            rng,
+            seq: start.next_seq,
+            dealt: start.dealt,
             buffer: Vec::new(),
             buffer_bytes: 0,
             slots,
             jobs,
-            stop,
-            clocks,
+            clocks: Arc::clone(&reading.clocks),
         }
     }
 
-    pub(super) fn run(mut self) {
+    /// Goes on from `start`, whose shuffle buffer is read again first.
+    pub(super) fn run(mut self, reading: &Reading, start: &Position, turns: &Receiver<Turn>) {
         // `Gone` needs no answer: nobody listens.
-        let _ = self.read_all();
+        let _ = match reading.fetch(&start.buffer) {
+            Ok(pairs) => {
+                self.buffer_bytes = pairs.iter().map(bytes_of).sum();
+                self.buffer = pairs.into_iter().zip(start.buffer.iter().copied()).collect();
+                self.read_all(turns)
+            }
+            Err((shard_index, fault)) => {
+                let failure = Error::Shards {
+                    pattern: self.shards[shard_index as usize].name.to_string(),
+                    reason: format!("cannot go on from the middle of an epoch: {fault}"),
+                };
+                self.send(Slot::Failed(failure))
+            }
+        };
     }
 
-    fn read_all(&mut self) -> Result<(), Gone> {
-        let mut order: Vec<u32> = (0..self.shards.len() as u32).collect();
-        if self.config.shuffle > 0 {
-            Rng::new(self.config.seed, Domain::ShardOrder, self.epoch, 0).shuffle(&mut order);
-        }
-        let (mut readable, mut first_fault) = (0, None);
-        for shard_index in order {
-            match self.read_shard(shard_index)? {
-                None => readable += 1,
-                Some(fault) => _ = first_fault.get_or_insert((shard_index, fault)),
+    fn read_all(&mut self, turns: &Receiver<Turn>) -> Result<(), Gone> {
+        let (mut is_readable, mut first_fault) = (self.seq > 0, None);
+        // Drawn with replacement, turns have no end: none that yields a pair in all these, none
+        // will.
+        let patience = 20 * self.shards.len() as u64 + 100;
+        let mut in_vain = 0;
+        for Turn { shard_index, chunks, unreadable } in turns {
+            let before = self.seq + self.buffer.len() as u64;
+            for (found, cursor) in chunks.into_iter().flatten() {
+                self.take(shard_index, found, cursor)?;
+                if self.is_over() {
+                    return self.send(Slot::End);
+                }
+            }
+            match unreadable.recv() {
+                Ok(None) => is_readable = true,
+                Ok(Some(fault)) => _ = first_fault.get_or_insert((shard_index, fault)),
+                Err(_) => return Err(Gone),
+            }
+            in_vain = if self.seq + self.buffer.len() as u64 > before { 0 } else { in_vain + 1 };
+            if in_vain >= patience && matches!(self.config.sampling, Sampling::Resampled { .. }) {
+                break;
             }
         }
-        while !self.buffer.is_empty() {
+        while !self.buffer.is_empty() && !self.is_over() {
             self.give_out()?;
         }
         let last = match first_fault {
-            Some((shard_index, fault)) if readable == 0 => {
+            Some((shard_index, fault)) if !is_readable => {
                 let name = &self.shards[shard_index as usize].name;
                 let count = self.shards.len();
                 Slot::Failed(Error::Shards {
@@ -113,44 +134,31 @@ impl Sequencer {
         self.send(last)
     }
 
-    /// Reads a shard to its end; a fault if not even the beginning made sense.
-    fn read_shard(&mut self, shard_index: u32) -> Result<Option<Fault>, Gone> {
-        let shards = Arc::clone(&self.shards);
-        let shard = &shards[shard_index as usize];
-        let config = Arc::clone(&self.config);
-        let limits = &config.shard_limits;
-        let input = match ShardReader::open(shard, limits, Arc::clone(&self.stop)) {
-            Ok(input) => input,
-            Err(fault) => {
-                self.damage(shard_index, 0, fault.clone())?;
-                return Ok(Some(fault));
-            }
-        };
-        let place = (&shard.name, shard_index);
-        let mut reader = SampleReader::new(input, place, &config.fields, Contents::Read, limits);
-        let mut first_fault = None;
-        for found in &mut reader {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Gone);
-            }
-            match found {
-                Found::Pair(pair) => self.take_in(pair)?,
-                Found::Skipped(id, offset, fault) => self.skip(&id, offset, fault)?,
-                Found::Damage(offset, fault) => {
-                    first_fault.get_or_insert(fault.clone());
-                    self.damage(shard_index, offset, fault)?;
-                }
-            }
+    /// Whether the pairs of an epoch have been dealt, where their number is given.
+    fn is_over(&self) -> bool {
+        match self.config.sampling {
+            Sampling::Once => false,
+            Sampling::Resampled { pairs, .. } => self.dealt >= pairs,
         }
-        Ok(first_fault.filter(|_| !reader.is_readable()))
+    }
+
+    fn take(&mut self, shard_index: u32, found: Found, cursor: Cursor) -> Result<(), Gone> {
+        match found {
+            Found::Pair(pair) => self.take_in(pair, cursor),
+            Found::Skipped(id, offset, fault) => self.skip(&id, offset, fault, cursor),
+            Found::Damage(offset, fault) => self.damage(shard_index, offset, fault, cursor),
+        }
     }
 
     /// Into the shuffle buffer, which gives out as much as it has too much.
-    fn take_in(&mut self, pair: Pair) -> Result<(), Gone> {
+    fn take_in(&mut self, pair: Pair, cursor: Cursor) -> Result<(), Gone> {
+        let held = Held { turn: cursor.turn, index: pair.id.index, offset: pair.offset };
         self.buffer_bytes += bytes_of(&pair);
-        self.buffer.push(pair);
-        while self.buffer.len() > self.config.shuffle
-            || self.buffer_bytes > self.config.shuffle_bytes
+        self.buffer.push((pair, held));
+        self.send(Slot::Taken(held, cursor))?;
+        while !self.is_over()
+            && (self.buffer.len() > self.config.shuffle
+                || self.buffer_bytes > self.config.shuffle_bytes)
         {
             self.give_out()?;
         }
@@ -158,42 +166,50 @@ impl Sequencer {
     }
 
     fn give_out(&mut self) -> Result<(), Gone> {
-        let at = self.rng.below(self.buffer.len() as u64) as usize;
-        let pair = self.buffer.swap_remove(at);
+        // Each choice has its own stream, so there is no state to restore.
+        let mut rng = Rng::new(self.config.seed, Domain::SampleOrder, self.epoch, self.seq);
+        let at = rng.below(self.buffer.len() as u64) as usize;
+        let (pair, held) = self.buffer.swap_remove(at);
         self.buffer_bytes -= bytes_of(&pair);
         let is_ours = self.next_is_ours();
         self.dealt += 1;
         self.seq += 1;
-        if self.seq <= self.first_seq {
+        self.send(Slot::Given { at: at as u32, is_ours })?;
+        if !is_ours {
             return Ok(());
         }
-        if !is_ours {
-            return self.send(Slot::Elsewhere);
-        }
-        let (reply, answer) = bounded(1);
-        self.send(Slot::Pair(pair.id.clone(), pair.offset, answer))?;
+        let draw_epoch = self.turns.draw_epoch(self.epoch, held.turn);
         let since = Instant::now();
-        let sent = self.jobs.send(Job { pair, reply });
-        add_since(&self.clocks.read_blocked, since);
+        let sent = self.jobs.send(Job { seq: self.seq - 1, pair, draw_epoch });
+        add_since(&self.clocks.order_blocked, since);
         sent.map_err(|_| Gone)
     }
 
-    fn skip(&mut self, id: &SampleId, offset: u64, fault: Fault) -> Result<(), Gone> {
-        let entry = Entry::pair((self.epoch, self.seq), id, offset, fault);
+    fn skip(
+        &mut self,
+        id: &SampleId,
+        offset: u64,
+        fault: Fault,
+        cursor: Cursor,
+    ) -> Result<(), Gone> {
+        let place = (self.epoch, self.seq);
         self.seq += 1;
-        if self.seq <= self.first_seq {
-            return Ok(());
-        }
-        self.send(if self.next_is_ours() { Slot::Skipped(entry) } else { Slot::Elsewhere })
+        let entry = self.next_is_ours().then(|| Entry::pair(place, id, offset, fault));
+        self.send(Slot::Skipped(entry, cursor))
     }
 
-    fn damage(&mut self, shard_index: u32, offset: u64, fault: Fault) -> Result<(), Gone> {
-        if self.seq < self.first_seq || !self.next_is_ours() {
-            return Ok(());
-        }
-        let shard = Arc::clone(&self.shards[shard_index as usize].name);
+    fn damage(
+        &mut self,
+        shard_index: u32,
+        offset: u64,
+        fault: Fault,
+        cursor: Cursor,
+    ) -> Result<(), Gone> {
         let place = (self.epoch, self.seq);
-        self.send(Slot::Damage(Entry::shard(place, shard, shard_index, offset, fault)))
+        let shard = || Arc::clone(&self.shards[shard_index as usize].name);
+        let entry =
+            self.next_is_ours().then(|| Entry::shard(place, shard(), shard_index, offset, fault));
+        self.send(Slot::Damage(entry, cursor))
     }
 
     /// Whether the next good pair is dealt to this rank; what is ledgered goes with it, so that
@@ -206,7 +222,7 @@ impl Sequencer {
     fn send(&self, slot: Slot) -> Result<(), Gone> {
         let since = Instant::now();
         let sent = self.slots.send(slot);
-        add_since(&self.clocks.read_blocked, since);
+        add_since(&self.clocks.order_blocked, since);
         sent.map_err(|_| Gone)
     }
 }

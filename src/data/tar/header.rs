@@ -8,20 +8,19 @@ pub(super) fn padded(size: u64) -> u64 {
 }
 
 /// One header block.
-pub(super) struct Header {
-    pub(super) name: String,
+pub(super) struct Header<'a> {
+    /// Folder, where the format has a field for it.
+    prefix: &'a [u8],
+    name: &'a [u8],
     pub(super) size: u64,
     pub(super) typeflag: u8,
     has_magic: bool,
 }
 
-impl Header {
-    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self, String> {
+impl<'a> Header<'a> {
+    pub(super) fn parse(block: &'a [u8; BLOCK]) -> Result<Self, String> {
         let stored = number(&block[148..156]).ok_or("the checksum is no number")?;
-        let as_spaces = |at: usize| if (148..156).contains(&at) { b' ' } else { block[at] };
-        let unsigned: u64 = (0..BLOCK).map(|at| u64::from(as_spaces(at))).sum();
-        // Some old writers summed signed bytes.
-        let signed: i64 = (0..BLOCK).map(|at| i64::from(as_spaces(at) as i8)).sum();
+        let (unsigned, signed) = checksums(block);
         if stored != unsigned && i64::try_from(stored) != Ok(signed) {
             return Err(format!("checksum {stored}, computed {unsigned}"));
         }
@@ -29,13 +28,28 @@ impl Header {
         if size > i64::MAX as u64 {
             return Err(format!("a size of {size} bytes"));
         }
-        let mut name = text_field(&block[..100]);
-        let typeflag = block[156];
-        let prefix = text_field(&block[345..500]);
-        if &block[257..263] == b"ustar\0" && !prefix.is_empty() {
-            name = format!("{prefix}/{name}");
+        let has_prefix = &block[257..263] == b"ustar\0";
+        Ok(Self {
+            prefix: if has_prefix { until_nul(&block[345..500]) } else { &[] },
+            name: until_nul(&block[..100]),
+            size,
+            typeflag: block[156],
+            has_magic: &block[257..262] == b"ustar",
+        })
+    }
+
+    /// The path, in the memory of `name`.
+    pub(super) fn write_name(&self, name: &mut String) {
+        name.clear();
+        for part in [self.prefix, self.name] {
+            if !name.is_empty() {
+                name.push('/');
+            }
+            match std::str::from_utf8(part) {
+                Ok(part) => name.push_str(part),
+                Err(_) => name.push_str(&String::from_utf8_lossy(part)),
+            }
         }
-        Ok(Self { name, size, typeflag, has_magic: &block[257..262] == b"ustar" })
     }
 
     pub(super) fn require_magic(self, strict: bool) -> Result<Self, String> {
@@ -45,7 +59,7 @@ impl Header {
     /// Regular files; a name that ends in `/` was a directory before there was a type for it.
     pub(super) fn is_file(&self) -> bool {
         match self.typeflag {
-            b'\0' => !self.name.ends_with('/'),
+            b'\0' => !self.name.ends_with(b"/"),
             b'0' | b'7' => true,
             _ => false,
         }
@@ -55,6 +69,16 @@ impl Header {
     pub(super) fn has_data(&self) -> bool {
         !matches!(self.typeflag, b'1'..=b'6') && (self.typeflag != b'\0' || self.is_file())
     }
+}
+
+/// Sum of the block's bytes with the checksum's own as spaces; and as some old writers summed,
+/// who took bytes for signed.
+fn checksums(block: &[u8; BLOCK]) -> (u64, i64) {
+    let own = &block[148..156];
+    let sum = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).sum::<u32>();
+    let high = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b >> 7)).sum::<u32>();
+    let unsigned = u64::from(sum(block) - sum(own) + 8 * u32::from(b' '));
+    (unsigned, unsigned as i64 - 256 * i64::from(high(block) - high(own)))
 }
 
 /// Octal digits between spaces, up to a NUL; or base 256 if the first bit is set (GNU).
@@ -73,9 +97,12 @@ fn number(field: &[u8]) -> Option<u64> {
     }
 }
 
+fn until_nul(field: &[u8]) -> &[u8] {
+    &field[..field.iter().position(|&b| b == 0).unwrap_or(field.len())]
+}
+
 pub(super) fn text_field(field: &[u8]) -> String {
-    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
+    String::from_utf8_lossy(until_nul(field)).into_owned()
 }
 
 /// What extension headers say of the member that follows.

@@ -1,0 +1,184 @@
+//! Threads that read shards ahead of the sequencer, each shard by one of them, in bounded memory.
+//!
+//! ```text
+//! reader 0 ── turn 0 ─ chunk, chunk, … ─▶ ┐
+//! reader 1 ── turn 1 ─ chunk, chunk, … ─▶ ┴ taken turn by turn
+//! ```
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::super::ledger::{Fault, Reason};
+use super::super::pool::BufferPool;
+use super::super::sample::{Anchor, Contents, Found, Pair, SampleReader};
+use super::super::shard::ShardReader;
+use super::super::source::Shard;
+use super::super::tar::io_fault;
+use super::LoaderConfig;
+use super::order::{Cursor, Held, Turns};
+use super::stats::{Clocks, add_since};
+
+/// Pairs and bytes after which a chunk is handed on.
+const CHUNK_PAIRS: usize = 64;
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks of one shard that wait.
+const CHUNKS_AHEAD: usize = 8;
+
+/// What a shard yielded, each with the place behind it.
+pub(super) type Chunk = Vec<(Found, Cursor)>;
+
+/// The reading of one shard.
+pub(super) struct Turn {
+    pub shard_index: u32,
+    pub chunks: Receiver<Chunk>,
+    /// Told last: why nothing of the shard made sense, if that is so.
+    pub unreadable: Receiver<Option<Fault>>,
+}
+
+/// What all readers share.
+pub(super) struct Reading {
+    pub config: Arc<LoaderConfig>,
+    pub shards: Arc<[Shard]>,
+    pub turns: Arc<Turns>,
+    pub pool: Arc<BufferPool>,
+    pub stop: Arc<AtomicBool>,
+    pub clocks: Arc<Clocks>,
+    /// The place to begin.
+    pub start: Cursor,
+    /// The next turn, and where the turns go until there are no more: under one lock, so that they
+    /// arrive in order.
+    pub next: Mutex<(u64, Option<Sender<Turn>>)>,
+}
+
+impl Reading {
+    /// One reader: takes turns until there are no more, or nobody wants them.
+    pub(super) fn run(&self) {
+        while let Some((turn, shard_index, chunks, unreadable)) = self.begin_turn() {
+            let outcome = self.read_shard(turn, shard_index, &chunks);
+            if self.is_stopped() {
+                return;
+            }
+            // Nobody may listen any more.
+            let _ = unreadable.send(outcome);
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "used once, above")]
+    fn begin_turn(&self) -> Option<(u64, u32, Sender<Chunk>, Sender<Option<Fault>>)> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = next.0;
+        let Some(shard_index) = self.turns.shard(turn) else {
+            next.1 = None;
+            return None;
+        };
+        next.0 += 1;
+        let ((sender, chunks), (tell, unreadable)) = (bounded(CHUNKS_AHEAD), bounded(1));
+        next.1.as_ref()?.send(Turn { shard_index, chunks, unreadable }).ok()?;
+        Some((turn, shard_index, sender, tell))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Reads a shard to its end; a fault if not even the beginning made sense.
+    fn read_shard(&self, turn: u64, shard_index: u32, chunks: &Sender<Chunk>) -> Option<Fault> {
+        let begin = if turn == self.start.turn { self.start } else { Cursor::default() };
+        let mut since = Instant::now();
+        let opened = self.open(shard_index).and_then(|mut reader| {
+            if begin.anchor.offset > 0 {
+                reader.jump(begin.anchor).map_err(|failure| io_fault(&failure))?;
+            }
+            Ok(reader)
+        });
+        let mut reader = match opened {
+            Ok(reader) => reader,
+            Err(fault) => {
+                let place = Cursor { turn, found: begin.found + 1, ..begin };
+                // Who goes on after this very news need not hear it again.
+                if begin.found == 0 || begin.anchor.offset > 0 {
+                    let _ = chunks.send(vec![(Found::Damage(0, fault.clone()), place)]);
+                }
+                return Some(fault);
+            }
+        };
+        let mut first_fault = None;
+        let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_PAIRS), 0);
+        loop {
+            let found = if self.is_stopped() { None } else { reader.next() };
+            let is_last = found.is_none();
+            if let Some(found) = found {
+                if let Found::Damage(_, fault) = &found {
+                    first_fault.get_or_insert_with(|| fault.clone());
+                }
+                if reader.found() > begin.found {
+                    bytes += bytes_of(&found);
+                    let place = Cursor { turn, found: reader.found(), anchor: reader.anchor() };
+                    chunk.push((found, place));
+                }
+            }
+            if chunk.len() >= CHUNK_PAIRS || bytes >= CHUNK_BYTES || is_last {
+                self.clocks.read(since, bytes);
+                let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_PAIRS));
+                since = Instant::now();
+                if chunks.send(full).is_err() || is_last {
+                    break;
+                }
+                add_since(&self.clocks.read_blocked, since);
+                (since, bytes) = (Instant::now(), 0);
+            }
+        }
+        first_fault.filter(|_| !reader.is_readable())
+    }
+
+    fn open(&self, shard_index: u32) -> Result<SampleReader<ShardReader>, Fault> {
+        let (shard, limits) = (&self.shards[shard_index as usize], &self.config.shard_limits);
+        let input = ShardReader::open(shard, limits, Arc::clone(&self.stop))?;
+        let (place, fields) = ((&shard.name, shard_index), &self.config.fields);
+        let reader = SampleReader::new(input, place, fields, Contents::Read, limits);
+        Ok(reader.with_pool(&self.pool))
+    }
+
+    /// Fetches again what waited in the shuffle buffer, in its order; each shard is gone through
+    /// once, from pair to pair.
+    pub(super) fn fetch(&self, held: &[Held]) -> Result<Vec<Pair>, (u32, Fault)> {
+        let mut order: Vec<usize> = (0..held.len()).collect();
+        order.sort_by_key(|&at| (held[at].turn, held[at].offset));
+        let mut pairs: Vec<Option<Pair>> = held.iter().map(|_| None).collect();
+        for group in order.chunk_by(|&a, &b| held[a].turn == held[b].turn) {
+            let turn = held[group[0]].turn;
+            let shard_index = self.turns.shard(turn).unwrap_or(0);
+            let mut reader = self.open(shard_index).map_err(|fault| (shard_index, fault))?;
+            for &at in group {
+                let Held { index, offset, .. } = held[at];
+                let anchor = Anchor { offset, index, found: 0 };
+                let pair = fetch_one(&mut reader, anchor);
+                pairs[at] = Some(pair.map_err(|failure| (shard_index, io_fault(&failure)))?);
+            }
+        }
+        Ok(pairs.into_iter().flatten().collect())
+    }
+}
+
+fn fetch_one(reader: &mut SampleReader<ShardReader>, anchor: Anchor) -> io::Result<Pair> {
+    reader.jump(anchor)?;
+    match reader.next() {
+        Some(Found::Pair(pair)) if pair.offset == anchor.offset => Ok(pair),
+        _ => {
+            let detail = format!("no pair at byte {}, where one was read before", anchor.offset);
+            Err(io::Error::other(Fault::new(Reason::UnreadableShard, detail)))
+        }
+    }
+}
+
+/// What waits of a pair, bookkeeping aside.
+fn bytes_of(found: &Found) -> usize {
+    match found {
+        Found::Pair(pair) => pair.image.len() + pair.caption.len() + pair.id.key.len(),
+        Found::Skipped(..) | Found::Damage(..) => 0,
+    }
+}

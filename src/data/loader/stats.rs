@@ -1,0 +1,76 @@
+//! Where the time of an epoch goes.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Time spent by the threads, in nanoseconds, and what passed.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    pub read_busy: AtomicU64,
+    pub read_blocked: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub order_blocked: AtomicU64,
+    pub prepare_busy: AtomicU64,
+    pub prepare_waiting: AtomicUsize,
+    pub ready_batches: AtomicUsize,
+    pub consumer_wait: AtomicU64,
+}
+
+pub(super) fn add_since(clock: &AtomicU64, since: Instant) {
+    clock.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+}
+
+impl Clocks {
+    /// Bytes of members that came since then.
+    pub(super) fn read(&self, since: Instant, bytes: usize) {
+        add_since(&self.read_busy, since);
+        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self, started: Instant, readers: usize, workers: usize) -> Stats {
+        let elapsed = started.elapsed();
+        let time = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
+        let share = |clock: &AtomicU64, threads: usize| {
+            let whole = elapsed.as_secs_f64() * threads as f64;
+            (time(clock).as_secs_f64() / whole.max(1e-9)).min(1.0)
+        };
+        Stats {
+            elapsed,
+            consumer_wait: time(&self.consumer_wait),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            read_busy: share(&self.read_busy, readers),
+            read_blocked: share(&self.read_blocked, readers),
+            order_blocked: share(&self.order_blocked, 1),
+            prepare_busy: share(&self.prepare_busy, workers),
+            prepare_queue: self.prepare_waiting.load(Ordering::Relaxed),
+            ready_batches: self.ready_batches.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Where the time of an epoch went, so far.
+///
+/// The stage that is busy while those before it are blocked is the one that limits the rate; with
+/// `consumer_wait` at 0 it is the consumer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Time since the epoch was started.
+    pub elapsed: Duration,
+    /// Time in which the consumer waited for a batch.
+    pub consumer_wait: Duration,
+    /// Bytes of images, captions and keys read from shards.
+    pub read_bytes: u64,
+    /// Share of the readers' time spent on reading, unpacking and grouping members, `0..=1`.
+    pub read_busy: f64,
+    /// Share of the readers' time in which the stages behind held them up, `0..=1`.
+    pub read_blocked: f64,
+    /// Share of the time in which the one that shuffles was held up by the workers, `0..=1`.
+    pub order_blocked: f64,
+    /// Share of the workers' time spent on decoding, augmenting and writing pictures and on
+    /// captions, `0..=1`. Near 1 with `consumer_wait` above 0, more workers would help.
+    pub prepare_busy: f64,
+    /// Pairs that wait for a worker now.
+    pub prepare_queue: usize,
+    /// Batches that wait for the consumer now.
+    pub ready_batches: usize,
+}
