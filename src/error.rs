@@ -46,9 +46,9 @@ pub enum Error {
     },
 
     /// The list of shards is unusable: nothing matches, or a pattern is malformed.
-    #[error("shards {pattern:?}: {reason}")]
+    #[error("shards {:?}: {reason}", redact(pattern))]
     Shards {
-        /// The pattern as the user wrote it.
+        /// The pattern as the user wrote it; the message leaves the secrets of URLs out.
         pattern: String,
         /// What is wrong and what would be right.
         reason: String,
@@ -81,5 +81,59 @@ impl Error {
     ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+/// A shard list or a message as it may be shown: without the passwords of its URLs and without
+/// their queries, for the query of a presigned URL is as good as a password.
+pub fn redact(text: &str) -> String {
+    let patterns = text.split("::").map(|pattern| {
+        let words = pattern.split_inclusive(char::is_whitespace);
+        words.map(redact_word).collect::<String>()
+    });
+    patterns.collect::<Vec<_>>().join("::")
+}
+
+fn redact_word(word: &str) -> String {
+    let Some((before, rest)) = word.split_once("://") else { return word.into() };
+    let is_http = before.ends_with("http") || before.ends_with("https");
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let authority = match authority.rsplit_once('@') {
+        Some((_, host)) if is_http => host.into(),
+        // The user of `az://container@account/` is the container.
+        Some((user, host)) => format!("{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => authority.into(),
+    };
+    // A `?` without fields is a wildcard of an object store.
+    let query = path.find('?').filter(|&at| is_http || path[at..].contains('='));
+    let path = match query {
+        Some(at) => {
+            let space = path.trim_end().len();
+            format!("{}?…{}", &path[..at], &path[space..])
+        }
+        None => path.into(),
+    };
+    format!("{before}://{authority}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_secret_is_not_shown() {
+        for (text, shown) in [
+            ("a b/c?d=1", "a b/c?d=1"),
+            ("https://h/a.tar", "https://h/a.tar"),
+            ("https://me:pw@h:8/a.tar?X-Sig=1&b=2", "https://h:8/a.tar?…"),
+            ("http://h/a?s=1::http://u@h/b?s=2", "http://h/a?…::http://h/b?…"),
+            ("http://h?s=a@b/c", "http://h?…"),
+            ("GET (https://h/a?s=1 ) failed", "GET (https://h/a?… ) failed"),
+            ("s3://b/a?.tar", "s3://b/a?.tar"),
+            ("az://box@acc/a?sv=1&sig=2", "az://box@acc/a?…"),
+            ("az://box:pw@acc/a", "az://box@acc/a"),
+        ] {
+            assert_eq!(redact(text), shown);
+        }
     }
 }

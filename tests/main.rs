@@ -12,6 +12,8 @@ mod objective;
 mod ops;
 mod optim;
 mod plan;
+#[cfg(feature = "remote")]
+mod remote;
 mod robust;
 mod run;
 #[cfg(feature = "sim")]

@@ -2,19 +2,23 @@
 //! streams that inflate without end.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::ledger::{Fault, Reason};
+#[cfg(feature = "remote")]
+use super::source::remote::{Opened, RemoteReader};
 use super::source::{Shard, Source};
 use super::tar::Input;
 
 const BUFFER_BYTES: usize = 1 << 18;
 /// Largest zstd window, as a power of two: 128 MiB, the limit of the `zstd` tool.
 const ZSTD_WINDOW_LOG: u32 = 27;
+const MAGIC_BYTES: u64 = 4;
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
@@ -66,6 +70,12 @@ pub struct ShardReader {
 enum Bytes {
     /// A plain file and its length.
     File(BufReader<File>, u64),
+    /// A transfer of which no byte has been asked for, until it is taken out.
+    #[cfg(feature = "remote")]
+    Unseen(Option<Box<RemoteReader>>),
+    /// A transfer of plain bytes.
+    #[cfg(feature = "remote")]
+    Remote(Box<RemoteReader>),
     /// A plain pipe.
     Pipe(Compressed),
     Gzip(MultiGzDecoder<Compressed>),
@@ -90,21 +100,60 @@ impl<R: Read> Read for Counted<R> {
 
 impl ShardReader {
     /// Opens a shard. Setting `stop` makes every further read fail, so that a reader that skips
-    /// through gigabytes ends at once.
+    /// through gigabytes, or waits for a server, ends at once.
+    ///
+    /// Opening and then skipping to a byte reads nothing of what lies before it, unless the shard
+    /// is compressed or a pipe: a file is seeked, and the transfer of a remote shard begins there.
     ///
     /// # Errors
-    /// The shard cannot be opened, is empty, or is a directory: a fault for the ledger.
+    /// The shard cannot be opened, is empty, or is a directory: a fault for the ledger. A remote
+    /// shard is not asked for before the first read or skip; these fail then.
     pub fn open(shard: &Shard, limits: &ShardLimits, stop: Arc<AtomicBool>) -> Result<Self, Fault> {
-        let bytes = open_bytes(shard)
+        let bytes = match &shard.source {
+            Source::Stdin => open_stream(Box::new(io::stdin())),
+            Source::File(path) => open_file(path),
+            #[cfg(feature = "remote")]
+            Source::Remote(remote) => match remote.open(Arc::clone(&stop)) {
+                Ok(Opened::Local(path)) => open_file(&path),
+                Ok(Opened::Transfer(reader)) => Ok(Some(Bytes::Unseen(Some(reader)))),
+                Err(e) => Err(e),
+            },
+        };
+        let bytes = bytes
             .map_err(|e| Fault::new(Reason::UnreadableShard, format!("cannot open: {e}")))?
-            .ok_or_else(|| Fault::new(Reason::EmptyShard, "0 bytes"))?;
+            .ok_or_else(empty)?;
         Ok(Self { bytes, limits: limits.clone(), out: 0, stop })
+    }
+
+    /// Finds out whether a transfer is compressed. Plain, it stands at byte `skip` then, or at its
+    /// end; compressed, at its start.
+    #[cfg(feature = "remote")]
+    fn look(&mut self, skip: u64) -> io::Result<()> {
+        let Bytes::Unseen(unseen) = &mut self.bytes else { return Ok(()) };
+        let magic = unseen.as_mut().map(|reader| reader.magic(skip)).transpose()?;
+        if let (Some(mut reader), Some(magic)) = (unseen.take(), magic) {
+            if magic.is_empty() {
+                return Err(io::Error::other(empty()));
+            }
+            self.bytes = if is_plain(&magic) {
+                self.out = reader.position();
+                Bytes::Remote(reader)
+            } else {
+                if skip > 0 {
+                    reader.start_at(0);
+                }
+                open_stream(reader)?.ok_or_else(|| io::Error::other(empty()))?
+            };
+        }
+        Ok(())
     }
 
     /// Compressed bytes consumed, where there is a compression.
     fn compressed_in(&self) -> Option<u64> {
         let source = match &self.bytes {
             Bytes::File(..) | Bytes::Pipe(_) => return None,
+            #[cfg(feature = "remote")]
+            Bytes::Unseen(_) | Bytes::Remote(_) => return None,
             Bytes::Gzip(decoder) => decoder.get_ref(),
             Bytes::Zstd(decoder) => decoder.get_ref(),
         };
@@ -115,8 +164,13 @@ impl ShardReader {
         if self.stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("reading was stopped"));
         }
-        let Some(compressed) = self.compressed_in() else { return Ok(()) };
         let limits = &self.limits;
+        #[cfg(feature = "remote")]
+        if matches!(self.bytes, Bytes::Remote(_)) && self.out > limits.shard_bytes {
+            let detail = format!("more than {} bytes from the server", limits.shard_bytes);
+            return Err(io::Error::other(Fault::new(Reason::UnreadableShard, detail)));
+        }
+        let Some(compressed) = self.compressed_in() else { return Ok(()) };
         let bomb = if self.out > limits.shard_bytes {
             format!("more than {} bytes decompressed", limits.shard_bytes)
         } else if self.out > limits.inflation_after && self.out / limits.inflation > compressed {
@@ -128,29 +182,37 @@ impl ShardReader {
     }
 }
 
+fn empty() -> Fault {
+    Fault::new(Reason::EmptyShard, "0 bytes")
+}
+
+fn is_plain(magic: &[u8]) -> bool {
+    !magic.starts_with(GZIP_MAGIC) && !magic.starts_with(ZSTD_MAGIC)
+}
+
 /// `None` if there is not a single byte.
-fn open_bytes(shard: &Shard) -> io::Result<Option<Bytes>> {
-    let source: Box<dyn Read + Send> = match &shard.source {
-        Source::Stdin => Box::new(io::stdin()),
-        Source::File(path) => {
-            let file = File::open(path)?;
-            let metadata = file.metadata()?;
-            if metadata.is_dir() {
-                return Err(io::Error::other("it is a directory"));
-            }
-            if metadata.is_file() {
-                let mut plain = BufReader::with_capacity(BUFFER_BYTES, file);
-                let magic = plain.fill_buf()?;
-                if !magic.starts_with(GZIP_MAGIC) && !magic.starts_with(ZSTD_MAGIC) {
-                    let bytes = Bytes::File(plain, metadata.len());
-                    return Ok((metadata.len() > 0).then_some(bytes));
-                }
-                Box::new(plain)
-            } else {
-                Box::new(file)
-            }
-        }
-    };
+fn open_file(path: &Path) -> io::Result<Option<Bytes>> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::Error::other("it is a directory"));
+    }
+    if !metadata.is_file() {
+        return open_stream(Box::new(file));
+    }
+    // No more than that is read here, for the caller may go elsewhere at once.
+    let mut magic = Vec::new();
+    (&mut file).take(MAGIC_BYTES).read_to_end(&mut magic)?;
+    file.rewind()?;
+    if !is_plain(&magic) {
+        return open_stream(Box::new(file));
+    }
+    let bytes = Bytes::File(BufReader::with_capacity(BUFFER_BYTES, file), metadata.len());
+    Ok((metadata.len() > 0).then_some(bytes))
+}
+
+/// `None` if there is not a single byte.
+fn open_stream(source: Box<dyn Read + Send>) -> io::Result<Option<Bytes>> {
     let mut source = BufReader::with_capacity(BUFFER_BYTES, Counted { inner: source, bytes: 0 });
     let magic = source.fill_buf()?;
     Ok(Some(if magic.is_empty() {
@@ -169,8 +231,15 @@ fn open_bytes(shard: &Shard) -> io::Result<Option<Bytes>> {
 impl Read for ShardReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.check_limits()?;
+        #[cfg(feature = "remote")]
+        self.look(0)?;
         let count = match &mut self.bytes {
             Bytes::File(bytes, _) => bytes.read(buffer)?,
+            #[cfg(feature = "remote")]
+            Bytes::Remote(bytes) => bytes.read(buffer)?,
+            // Its first look failed, and the reader should have stopped there.
+            #[cfg(feature = "remote")]
+            Bytes::Unseen(_) => return Err(io::Error::other("it cannot be read on")),
             Bytes::Pipe(bytes) => bytes.read(buffer)?,
             Bytes::Gzip(bytes) => bytes.read(buffer)?,
             Bytes::Zstd(bytes) => bytes.read(buffer)?,
@@ -188,12 +257,25 @@ impl Input for ShardReader {
             self.out += step;
             return Ok(step);
         }
+        #[cfg(feature = "remote")]
+        if bytes > 0 {
+            self.check_limits()?;
+            let is_unseen = matches!(self.bytes, Bytes::Unseen(_));
+            self.look(bytes)?;
+            if let Bytes::Remote(reader) = &mut self.bytes {
+                let step = if is_unseen { self.out } else { reader.skip(bytes)? };
+                self.out = reader.position();
+                return Ok(step);
+            }
+        }
         io::copy(&mut self.take(bytes), &mut io::sink())
     }
 
     fn remaining(&self) -> Option<u64> {
         match &self.bytes {
             Bytes::File(_, length) => Some(length.saturating_sub(self.out)),
+            #[cfg(feature = "remote")]
+            Bytes::Remote(reader) => reader.remaining(),
             _ => None,
         }
     }

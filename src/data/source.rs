@@ -2,10 +2,14 @@
 //!
 //! Grammar, as webdataset and open_clip have it: `a/{00000..00099}.tar` (Python `braceexpand`),
 //! `one::two` (several patterns), `a/*.tar` (glob), a directory, a file, `file:///a/b.tar`, `-`
-//! (standard input).
+//! (standard input); with feature `remote` also `https://a/{00..99}.tar`, `s3://bucket/a/*.tar`
+//! and `gs://bucket/a/` (`http`, `az`), where what is named outright is not looked for before it
+//! is read.
 
 mod braces;
 mod options;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod url;
 
 use std::path::{Path, PathBuf};
@@ -13,10 +17,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+pub use crate::error::redact;
 use crate::error::{Error, Result};
 pub use braces::{MAX_EXPANSION, expand_braces};
 pub use options::{CacheOptions, SourceOptions, StoreSettings};
-pub use url::redact;
 
 /// What a directory is searched for.
 const SHARD_SUFFIXES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
@@ -28,12 +32,16 @@ pub enum Source {
     File(PathBuf),
     /// Standard input; it can be read once.
     Stdin,
+    /// On a server.
+    #[cfg(feature = "remote")]
+    Remote(remote::Remote),
 }
 
 /// One entry of the shard list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// The name shown in messages and in the ledger: the path, or `-`.
+    /// The name shown in messages and in the ledger: the path, the URL without its secrets
+    /// ([`redact`]), or `-`.
     pub name: Arc<str>,
     /// Where the bytes are.
     pub source: Source,
@@ -50,6 +58,8 @@ impl Shard {
     pub fn is_rereadable(&self) -> bool {
         match &self.source {
             Source::Stdin => false,
+            #[cfg(feature = "remote")]
+            Source::Remote(_) => true,
             Source::File(path) => std::fs::metadata(path).map_or(true, |m| m.is_file()),
         }
     }
@@ -61,8 +71,8 @@ impl Shard {
 /// thousand costs one ledger entry, not the run.
 ///
 /// # Errors
-/// A pattern is malformed, expands to more than [`MAX_EXPANSION`] names, asks for a shell or a
-/// network, or nothing that it names exists.
+/// An option is out of range; a pattern is malformed, expands to more than [`MAX_EXPANSION`] names
+/// or asks for a shell; a store cannot be listed; nothing that it names exists.
 pub fn list_shards(shards: &str, options: &SourceOptions) -> Result<Vec<Shard>> {
     options.validate()?;
     let mut list = Vec::new();
@@ -70,7 +80,7 @@ pub fn list_shards(shards: &str, options: &SourceOptions) -> Result<Vec<Shard>> 
         if pattern.is_empty() {
             return Err(refuse(shards, "a pattern is empty; write `a::b` to join two"));
         }
-        list.extend(list_pattern(pattern)?);
+        list.extend(list_pattern(pattern, options)?);
     }
     if list.iter().filter(|shard| shard.source == Source::Stdin).count() > 1 {
         return Err(refuse(shards, "standard input (`-`) can be listed only once"));
@@ -79,26 +89,41 @@ pub fn list_shards(shards: &str, options: &SourceOptions) -> Result<Vec<Shard>> 
 }
 
 /// What tells one list of shards from another: the first 16 hexadecimal digits of the SHA-256 over
-/// `name NUL size LF` of each shard in order. The name is the path as listed; the size is in
-/// bytes, and `-` for what is no plain file or not there. No shard is read.
+/// `name NUL size LF` of each shard in order. The name is [`Shard::name`]; the size is in bytes,
+/// and `-` for what is no plain file, not there, or does not tell. No shard is read, but servers
+/// are asked for sizes that no listing told.
 pub fn fingerprint(shards: &[Shard]) -> String {
+    #[cfg(feature = "remote")]
+    let mut remote_sizes = remote_sizes(shards).into_iter();
     let mut hasher = Sha256::new();
     for shard in shards {
-        let plain_file = match &shard.source {
+        let plain_file = |path| std::fs::metadata(path).ok().filter(|m| m.is_file());
+        let size = match &shard.source {
             Source::Stdin => None,
-            Source::File(path) => std::fs::metadata(path).ok().filter(|m| m.is_file()),
+            Source::File(path) => plain_file(path).map(|file| file.len()),
+            #[cfg(feature = "remote")]
+            Source::Remote(_) => remote_sizes.next().flatten(),
         };
-        let size = plain_file.map_or("-".into(), |file| file.len().to_string());
+        let size = size.map_or("-".into(), |bytes| bytes.to_string());
         hasher.update(format!("{}\0{size}\n", shard.name));
     }
     hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(feature = "remote")]
+fn remote_sizes(shards: &[Shard]) -> Vec<Option<u64>> {
+    let remote = |shard| match shard {
+        &Shard { source: Source::Remote(ref remote), .. } => Some(remote),
+        _ => None,
+    };
+    remote::Remote::sizes(&shards.iter().filter_map(remote).collect::<Vec<_>>())
 }
 
 fn refuse(pattern: &str, reason: impl Into<String>) -> Error {
     Error::Shards { pattern: redact(pattern), reason: reason.into() }
 }
 
-fn list_pattern(pattern: &str) -> Result<Vec<Shard>> {
+fn list_pattern(pattern: &str, options: &SourceOptions) -> Result<Vec<Shard>> {
     if pattern == "-" {
         return Ok(vec![Shard { name: "-".into(), source: Source::Stdin }]);
     }
@@ -115,16 +140,40 @@ fn list_pattern(pattern: &str) -> Result<Vec<Shard>> {
             let reason = "a `file:` URL names an absolute path of this machine: `file:///a/b.tar`";
             list_local(pattern, &path.ok_or_else(|| refuse(pattern, reason))?)
         }
-        Some("http" | "https" | "s3" | "gs" | "az") => Err(refuse(
-            pattern,
-            "built without the network; build with `--features remote`, or copy the shards first",
-        )),
+        Some(scheme @ ("http" | "https" | "s3" | "gs" | "az")) => {
+            list_remote(pattern, scheme, options)
+        }
         Some(scheme) => {
             let known = "a path, `file:`, `http:`, `https:`, `s3:`, `gs:` or `az:`";
             Err(refuse(pattern, format!("`{scheme}:` is not known here; give {known}")))
         }
         None => list_local(pattern, pattern),
     }
+}
+
+#[cfg(feature = "remote")]
+fn list_remote(pattern: &str, scheme: &str, options: &SourceOptions) -> Result<Vec<Shard>> {
+    let mut network = remote::Network::new(options).map_err(|e| refuse(pattern, e))?;
+    let mut list = Vec::new();
+    for url in expand_braces(pattern)? {
+        let found = network.list(scheme, &url).map_err(|e| refuse(&url, e))?;
+        list.extend(
+            found
+                .into_iter()
+                .map(|remote| Shard { name: remote.name().into(), source: Source::Remote(remote) }),
+        );
+    }
+    if list.is_empty() {
+        let suffixes = SHARD_SUFFIXES.join(", ");
+        return Err(refuse(pattern, format!("nothing matches; files end in {suffixes}")));
+    }
+    Ok(list)
+}
+
+#[cfg(not(feature = "remote"))]
+fn list_remote(pattern: &str, _: &str, _: &SourceOptions) -> Result<Vec<Shard>> {
+    let reason = "built without the network; build with `--features remote`, or copy the shards";
+    Err(refuse(pattern, reason))
 }
 
 /// The files that `expression`, braces and wildcards in it, names.

@@ -6,6 +6,8 @@ pub mod alloc;
 pub mod bound;
 pub mod flat;
 pub mod golden;
+#[cfg(feature = "remote")]
+pub mod http;
 pub mod lazy;
 pub mod shards;
 pub mod threads_comm;

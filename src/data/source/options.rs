@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+/// Longest time that an option may name.
+const MAX_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How remote shards are read (feature `remote`; local ones need none of it).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceOptions {
@@ -80,7 +83,7 @@ impl SourceOptions {
     /// Whether every field makes sense.
     ///
     /// # Errors
-    /// A count is 0, or a chunk has more than 1 GiB.
+    /// A count or a time is 0 or beyond all reason.
     pub fn validate(&self) -> Result<()> {
         let wrong = |flag: &str, got: String, expected: &str| {
             Err(Error::Option { flag: flag.into(), got, expected: expected.into() })
@@ -88,8 +91,14 @@ impl SourceOptions {
         if self.tries == 0 {
             return wrong("tries", "0".into(), "1 or more");
         }
-        if self.chunk_bytes == 0 || self.chunk_bytes > 1 << 30 {
-            return wrong("chunk_bytes", self.chunk_bytes.to_string(), "1 byte to 1 GiB");
+        let times = [self.connect_timeout, self.idle_timeout, self.total_timeout];
+        for time in times.into_iter().chain([self.backoff, self.max_backoff]) {
+            if time.is_zero() || time > MAX_TIME {
+                return wrong("a timeout or pause", format!("{time:?}"), "above 0, at most a week");
+            }
+        }
+        if !(512..=1 << 30).contains(&self.chunk_bytes) {
+            return wrong("chunk_bytes", self.chunk_bytes.to_string(), "512 bytes to 1 GiB");
         }
         if self.read_ahead == 0 || self.read_ahead > 1024 {
             return wrong("read_ahead", self.read_ahead.to_string(), "1 to 1024 chunks");
@@ -114,6 +123,8 @@ mod tests {
             SourceOptions { chunk_bytes: 0, ..default() },
             SourceOptions { chunk_bytes: usize::MAX, ..default() },
             SourceOptions { read_ahead: 0, ..default() },
+            SourceOptions { idle_timeout: Duration::ZERO, ..default() },
+            SourceOptions { max_backoff: Duration::MAX, ..default() },
         ] {
             assert!(wrong.validate().is_err(), "{wrong:?}");
         }
