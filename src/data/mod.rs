@@ -7,6 +7,7 @@ pub mod pool;
 pub mod sample;
 pub mod ledger;
 pub mod decode;
+pub mod jpeg;
 pub mod transform;
 pub mod text;
 pub mod loader;

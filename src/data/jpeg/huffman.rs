@@ -1,0 +1,321 @@
+//! Huffman tables and the reader of entropy-coded bits (ITU T.81, Annexes C and F.2.2).
+
+use super::{JpegError, corrupt};
+
+/// Codes up to this length are looked up at once. Longer ones are rare.
+pub(super) const LOOKUP: u32 = 10;
+const ENTRIES: usize = 1 << LOOKUP;
+
+/// How far a symbol moves within its block: up to 16 for a run, [`END`] for an end of block.
+pub(super) const END: u32 = 128;
+
+/// A position past the block that no sum of runs reaches: marks a code that does not exist.
+pub(super) const INVALID: u32 = 255;
+
+/// The codes of one table.
+#[derive(Clone)]
+pub(super) struct Codes {
+    /// The table as the file defines it: counts and symbols. Empty: nothing was built yet.
+    definition: Vec<u8>,
+    /// By the next [`LOOKUP`] bits: length of the code, symbol << 8; 0 if the code is longer.
+    short: Box<[u16; ENTRIES]>,
+    /// By length: one past the last code of that length, left-aligned to 16 bits.
+    limit: [u32; 17],
+    /// By length: index of a code's symbol minus the code.
+    offset: [i32; 17],
+    symbols: [u8; 256],
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        let short = Box::new([0; ENTRIES]);
+        Self { definition: Vec::new(), short, limit: [0; 17], offset: [0; 17], symbols: [0; 256] }
+    }
+}
+
+impl Codes {
+    /// Makes these the codes of `definition` unless they are already: most files of a corpus share
+    /// the tables of Annex K. Returns whether anything changed.
+    pub fn define(&mut self, definition: &[u8]) -> Result<bool, JpegError> {
+        if self.definition == definition {
+            return Ok(false);
+        }
+        self.definition.clear();
+        self.short.fill(0);
+        let (counts, symbols) = definition.split_at(16);
+        self.symbols[..symbols.len()].copy_from_slice(symbols);
+        // Figure C.2: codes of one length follow each other; a longer one begins where they end.
+        let (mut code, mut index) = (0_u32, 0_usize);
+        for (length, &count) in (1_u32..).zip(counts) {
+            let count = usize::from(count);
+            self.offset[length as usize] = index as i32 - code as i32;
+            for symbol in &symbols[index..index + count] {
+                if code >> length != 0 {
+                    return Err(corrupt("a Huffman table with more codes than fit"));
+                }
+                if length <= LOOKUP {
+                    let first = (code as usize) << (LOOKUP - length);
+                    let entry = length as u16 | u16::from(*symbol) << 8;
+                    self.short[first..first + (1 << (LOOKUP - length))].fill(entry);
+                }
+                code += 1;
+            }
+            index += count;
+            self.limit[length as usize] = code << (16 - length);
+            code <<= 1;
+        }
+        self.definition.extend_from_slice(definition);
+        Ok(true)
+    }
+
+    /// Length and symbol of the code that the bits begin with; length 0 if there is none.
+    #[inline(always)]
+    pub fn find(&self, bits: u64) -> (u32, u32) {
+        let entry = self.short[(bits >> (64 - LOOKUP)) as usize];
+        if entry == 0 {
+            return self.find_long(bits);
+        }
+        (u32::from(entry & 0xFF), u32::from(entry >> 8))
+    }
+
+    /// Figure F.16, begun behind the lengths that the lookup covers.
+    #[cold]
+    #[inline(never)]
+    fn find_long(&self, bits: u64) -> (u32, u32) {
+        let next = (bits >> 48) as u32;
+        for length in LOOKUP + 1..=16 {
+            if next < self.limit[length as usize] {
+                let code = (next >> (16 - length)) as i32;
+                let index = code + self.offset[length as usize];
+                return (length, u32::from(self.symbols[(index & 255) as usize]));
+            }
+        }
+        (0, 0)
+    }
+}
+
+/// AC symbols of a sequential scan, two at a lookup where they are short enough, values included.
+#[derive(Clone)]
+pub(super) struct Pairs(Box<[Pair; ENTRIES]>);
+
+/// What the next [`LOOKUP`] bits hold, packed:
+/// bits 0..6 length of both symbols with their values (0: not even one is complete),
+/// 6..12 length of the first, 12..20 and 20..28 how far the first and both move within the block,
+/// 32..48 and 48..64 their values. If there is but one symbol it stands for both.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pair(u64);
+
+impl Pair {
+    fn new(first: Symbol, second: Option<Symbol>) -> Self {
+        let both = second.map_or((first.length, first.moves), |second| {
+            (first.length + second.length, first.moves + second.moves)
+        });
+        let value = |symbol: Symbol| u64::from(symbol.value as u16);
+        let lengths = u64::from(both.0) | u64::from(first.length) << 6;
+        let moves = u64::from(first.moves) << 12 | u64::from(both.1) << 20;
+        Self(lengths | moves | value(first) << 32 | value(second.unwrap_or(first)) << 48)
+    }
+
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Only the low six bits count.
+    #[inline(always)]
+    pub fn length(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Only the low six bits count.
+    #[inline(always)]
+    pub fn first_length(self) -> u32 {
+        (self.0 >> 6) as u32
+    }
+
+    #[inline(always)]
+    pub fn first_move(self) -> u32 {
+        (self.0 >> 12) as u32 & 255
+    }
+
+    #[inline(always)]
+    pub fn moves(self) -> u32 {
+        (self.0 >> 20) as u32 & 255
+    }
+
+    #[inline(always)]
+    pub fn first_value(self) -> i16 {
+        (self.0 >> 32) as i16
+    }
+
+    #[inline(always)]
+    pub fn value(self) -> i16 {
+        (self.0 >> 48) as i16
+    }
+}
+
+/// An AC symbol with its value.
+#[derive(Clone, Copy)]
+struct Symbol {
+    /// Bits of code and value.
+    length: u32,
+    moves: u32,
+    value: i16,
+}
+
+/// How far an AC symbol moves and how many bits its value has, if it may stand in a sequential
+/// scan of 8-bit samples (F.1.2.2). One bit more than Table F.2 has is let through, as by libjpeg.
+#[inline(always)]
+pub(super) fn run_and_size(symbol: u32) -> Option<(u32, u32)> {
+    match (symbol >> 4, symbol & 15) {
+        (0, 0) => Some((END, 0)),
+        (15, 0) => Some((16, 0)),
+        (_, 0 | 12..) => None,
+        (run, size) => Some((run + 1, size)),
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self(Box::new([Pair::default(); ENTRIES]))
+    }
+}
+
+impl Pairs {
+    pub fn build(&mut self, codes: &Codes) {
+        let symbol = |index: usize, room: u32| {
+            let bits = (index as u64) << (64 - LOOKUP);
+            let entry = codes.short[index];
+            let (code, symbol) = (u32::from(entry & 0xFF), u32::from(entry >> 8));
+            let (moves, size) = run_and_size(symbol)?;
+            let length = code + size;
+            let value = extend(bits << code, size) as i16;
+            (entry != 0 && length <= room).then_some(Symbol { length, moves, value })
+        };
+        for index in 0..ENTRIES {
+            self.0[index] = symbol(index, LOOKUP).map_or(Pair::default(), |first| {
+                let rest = index << first.length & (ENTRIES - 1);
+                let more = first.moves != END;
+                Pair::new(first, symbol(rest, LOOKUP - first.length).filter(|_| more))
+            });
+        }
+    }
+
+    #[inline(always)]
+    pub fn find(&self, bits: u64) -> Pair {
+        self.0[(bits >> (64 - LOOKUP)) as usize]
+    }
+}
+
+/// The value of `size` bits at the top of `bits` (F.2.2.1, EXTEND); `size` is at most 16.
+#[inline(always)]
+pub(super) fn extend(bits: u64, size: u32) -> i32 {
+    let value = (bits >> 1 >> (63 - size)) as i32;
+    let negative = !((bits as i64) >> 63) as i32;
+    value + (negative & (1 - (1 << size)))
+}
+
+/// Reads the bits of one scan. It is small and copied, so that it can live in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Bits<'a> {
+    /// The next bits, the first one on top.
+    pub bits: u64,
+    /// How many of them there are.
+    count: u32,
+    /// How many of those stand for data that is not there: behind a marker, zeros follow.
+    made_up: u32,
+    data: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Bits<'a> {
+    pub fn new(data: &'a [u8], at: usize) -> Self {
+        Self { bits: 0, count: 0, made_up: 0, data, at }
+    }
+
+    /// Fills up to at least 56 bits.
+    #[inline(always)]
+    pub fn refill(&mut self) {
+        if let Some(Some(bytes)) = self.data.get(self.at..).map(|rest| rest.first_chunk()) {
+            let word = u64::from_be_bytes(*bytes);
+            // Whether a byte is 0xFF: only then does adding 1 to it carry out of its top bit.
+            let inverse = !word;
+            let ones = 0x0101_0101_0101_0101_u64;
+            if inverse.wrapping_sub(ones) & word & ones << 7 == 0 {
+                self.bits |= word >> self.count;
+                self.at += ((63 - self.count) >> 3) as usize;
+                self.count |= 56;
+                return;
+            }
+        }
+        *self = self.refill_slowly();
+    }
+
+    /// Byte by byte: takes the stuffed zero behind 0xFF away (F.1.2.3), and stops at a marker.
+    /// By value, or else the reader could not live in registers.
+    #[inline(never)]
+    fn refill_slowly(mut self) -> Self {
+        while self.count <= 56 {
+            let byte = match self.data.get(self.at..).unwrap_or_default() {
+                [0xFF, 0x00, ..] => {
+                    self.at += 2;
+                    0xFF
+                }
+                [byte, ..] if *byte != 0xFF => {
+                    self.at += 1;
+                    *byte
+                }
+                _ => {
+                    self.made_up += 8;
+                    0
+                }
+            };
+            self.bits |= u64::from(byte) << (56 - self.count);
+            self.count += 8;
+        }
+        self
+    }
+
+    /// Takes bits that were looked at. Only the low six bits of `length` count.
+    #[inline(always)]
+    pub fn take(&mut self, length: u32) {
+        self.bits <<= length & 63;
+        self.count = self.count.wrapping_sub(length & 63);
+    }
+
+    /// The next `size` bits, at most 16, as a number.
+    #[inline(always)]
+    pub fn number(&mut self, size: u32) -> u32 {
+        let number = (self.bits >> 1 >> (63 - size)) as u32;
+        self.take(size);
+        number
+    }
+
+    /// Whether more was taken than there was.
+    pub fn check(&self) -> Result<(), JpegError> {
+        if self.count < self.made_up {
+            return Err(corrupt("the entropy-coded data ends too early"));
+        }
+        Ok(())
+    }
+
+    /// Passes the restart marker of that number (F.2.2.5), which must follow here.
+    #[inline(never)]
+    pub fn restart(mut self, number: u8) -> Result<Self, JpegError> {
+        self.check()?;
+        let rest = self.data.get(self.at..).unwrap_or_default();
+        let fill = rest.iter().take_while(|&&byte| byte == 0xFF).count();
+        let follows = fill > 0 && rest.get(fill) == Some(&(0xD0 | number & 7));
+        if self.count - self.made_up >= 8 || !follows {
+            return Err(corrupt("a restart marker is not where it must be"));
+        }
+        self.at += fill + 1;
+        (self.bits, self.count, self.made_up) = (0, 0, 0);
+        Ok(self)
+    }
+
+    /// Where the data ends that was not even looked at: a marker lies there or behind.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+}
