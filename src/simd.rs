@@ -80,7 +80,6 @@ pub(crate) use vectorised;
 
 /// `avx2_or!(fast(a, b), plain(a, b))`: calls `fast`, which may be compiled for
 /// `avx2,fma,bmi1,bmi2,lzcnt`, where the machine has these, else `plain`.
-#[allow(unused_macros, reason = "on its way")]
 macro_rules! avx2_or {
     ($fast:ident($($arg:expr),* $(,)?), $plain:expr) => {{
         #[cfg(target_arch = "x86_64")]
@@ -94,5 +93,4 @@ macro_rules! avx2_or {
         $plain
     }};
 }
-#[allow(unused_imports, reason = "on its way")]
 pub(crate) use avx2_or;

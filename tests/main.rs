@@ -7,6 +7,7 @@ mod encode;
 mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod half;
+mod jpeg;
 mod matching;
 mod objective;
 mod ops;

@@ -314,3 +314,43 @@ mod avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Domain, Rng};
+
+    /// What [`row`] chooses on this machine gives the plain code's bits, for data that no encoder
+    /// writes, too.
+    #[test]
+    fn both_ways_give_the_same_bits() {
+        let mut rng = Rng::new(1, Domain::Image, 0, 0);
+        for round in 0..2000 {
+            let bits = 1 + round % 16;
+            let mut block = || {
+                let mut block = Block::default();
+                let some = 1 + rng.below(64) as usize;
+                block.0[..some].fill_with(|| (rng.next_u32() as i16) >> (16 - bits));
+                block
+            };
+            let (blocks, quant) = ([block(), block(), block()], block());
+            for size in [8, 4, 2] {
+                let stride = 3 * size + 5;
+                let (mut ours, mut theirs) = ([7; 29 * 8], [7; 29 * 8]);
+                row(&blocks, &quant, size, &mut ours, stride);
+                plain(&blocks, &quant, size, &mut theirs, stride);
+                assert_eq!(ours, theirs, "size {size}, round {round}");
+            }
+        }
+    }
+
+    /// Figure A.6: each of the 64 places once, and the first row of the figure.
+    #[test]
+    fn the_zigzag_order_is_the_standards() {
+        let mut places = ORDER[..64].to_vec();
+        let row: Vec<_> = [0, 1, 5, 6, 14, 15, 27, 28].map(|i| usize::from(ORDER[i])).to_vec();
+        assert_eq!(row, (0..8).map(|column| place(0, column)).collect::<Vec<_>>());
+        places.sort_unstable();
+        assert_eq!(places, (0..64).collect::<Vec<u8>>());
+    }
+}

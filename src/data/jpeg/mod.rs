@@ -23,7 +23,7 @@ mod scan;
 
 use idct::Block;
 use markers::{Colour, Component, Frame, Markers, Scan};
-use scan::{Built, Position, Span, Unit};
+use scan::{Built, Layout, Position, Span, Units};
 
 /// Coefficients kept for the next picture: 16 MiB. A larger picture's are given back.
 const KEPT_BLOCKS: usize = (16 << 20) / size_of::<Block>();
@@ -232,19 +232,12 @@ impl<'a> Jpeg<'a> {
         let (columns, rows) = mcus_under(components, regions);
         let span = Span { first: columns[0], end: columns[1], mcus };
         // The row's coefficients: those of a component together, row by row of its blocks.
-        let mut starts = [0; 3];
-        let mut units = Vec::with_capacity(10);
-        let mut blocks = 0;
-        for &(component, dc, ac) in self.scan.components() {
-            let of = components[component];
-            let wide = (span.end - span.first) * of.h;
-            let coder = scratch.built.coder(dc, ac);
-            starts[component] = blocks;
-            for (v, h) in (0..of.v).flat_map(|v| (0..of.h).map(move |h| (v, h))) {
-                units.push(Unit { component, coder, at: blocks + v * wide + h, step: of.h });
-            }
-            blocks += wide * of.v;
+        let (mut layouts, mut blocks) = ([Layout::default(); 3], 0);
+        for (layout, of) in layouts.iter_mut().zip(components) {
+            *layout = Layout { at: blocks, wide: (span.end - span.first) * of.h };
+            blocks += layout.wide * of.v;
         }
+        let units = Units::interleaved(components, &self.scan, &layouts, &scratch.built);
         if scratch.blocks.len() < blocks {
             scratch.blocks.resize(blocks, Block::default());
         }
@@ -253,12 +246,12 @@ impl<'a> Jpeg<'a> {
             budget.check()?;
             let wanted = row >= rows[0];
             let span = if wanted { span } else { Span { first: 0, end: 0, ..span } };
-            scan::mcu_row(&mut position, &units, span, &mut scratch.blocks)?;
+            scan::mcu_row(&mut position, units.list(), span, &mut scratch.blocks)?;
             for (c, of) in components.iter().enumerate().filter(|_| wanted) {
-                let wide = (span.end - span.first) * of.h;
+                let Layout { at, wide } = layouts[c];
                 for v in 0..of.v {
-                    let at = starts[c] + v * wide + regions[c].x - span.first * of.h;
-                    let blocks = scratch.blocks.get(at..).unwrap_or_default();
+                    let first = at + v * wide + regions[c].x - span.first * of.h;
+                    let blocks = &scratch.blocks[first..];
                     regions[c].fill(row * of.v + v, blocks, &quant[c], &mut planes[c]);
                 }
             }

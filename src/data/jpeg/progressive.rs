@@ -4,18 +4,9 @@
 use super::huffman::{Bits, Codes, extend};
 use super::idct::{Block, ORDER};
 use super::markers::{Frame, Markers, Scan};
-use super::scan::{Built, Position};
+use super::scan::{Built, Coder, Layout, Position, Unit, Units};
 use super::{Budget, JpegError, corrupt, unsupported};
 use crate::simd::vectorised;
-
-/// Coefficients of one component within those of the picture.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Layout {
-    /// Index of the first block.
-    pub at: usize,
-    /// Blocks in a row, those that only fill up the last MCU included.
-    pub wide: usize,
-}
 
 /// Where each component's blocks lie, and how many there are of all.
 pub(super) fn layouts(frame: &Frame) -> ([Layout; 3], usize) {
@@ -110,39 +101,6 @@ fn kind(scan: &Scan, frame: &Frame, known: &mut Known) -> Result<Kind, JpegError
     })
 }
 
-/// A block of the scan's MCU: its component, tables, and place for the MCU at column and row 0.
-#[derive(Clone, Copy)]
-struct Unit {
-    component: usize,
-    dc: usize,
-    ac: usize,
-    at: usize,
-    /// How much further it lies for the next MCU, and for the next row of them.
-    across: usize,
-    down: usize,
-}
-
-/// The blocks of the scan's MCU, and how many MCUs there are, across and down (A.2).
-fn units(frame: &Frame, scan: &Scan) -> (Vec<Unit>, (usize, usize)) {
-    let (layouts, _) = layouts(frame);
-    let mut units = Vec::with_capacity(10);
-    if let &[(component, dc, ac)] = scan.components() {
-        let Layout { at, wide } = layouts[component];
-        units.push(Unit { component, dc, ac, at, across: 1, down: wide });
-        let (width, height) = frame.samples(&frame.components()[component]);
-        return (units, (width.div_ceil(8), height.div_ceil(8)));
-    }
-    for &(component, dc, ac) in scan.components() {
-        let Layout { at, wide } = layouts[component];
-        let of = frame.components()[component];
-        for (v, h) in (0..of.v).flat_map(|v| (0..of.h).map(move |h| (v, h))) {
-            let (across, down) = (of.h, wide * of.v);
-            units.push(Unit { component, dc, ac, at: at + v * wide + h, across, down });
-        }
-    }
-    (units, frame.mcus())
-}
-
 /// Decodes one scan; returns where its data ends.
 fn decode_scan(
     markers: &Markers,
@@ -153,12 +111,20 @@ fn decode_scan(
     blocks: &mut [Block],
     budget: &Budget,
 ) -> Result<usize, JpegError> {
-    let (units, (across, down)) = units(frame, scan);
+    let (layouts, _) = layouts(frame);
+    let (units, (across, down)) = match scan.components() {
+        &[(component, ..)] => {
+            let (width, height) = frame.samples(&frame.components()[component]);
+            let units = Units::alone(scan, &layouts, built);
+            (units, (width.div_ceil(8), height.div_ceil(8)))
+        }
+        _ => (Units::interleaved(frame.components(), scan, &layouts, built), frame.mcus()),
+    };
     let mut position = Position::new(markers);
     let mut skip = 0;
     for row in 0..down {
         budget.check()?;
-        let task = Task { scan, kind, built, units: &units, row, across };
+        let task = Task { scan, kind, units: units.list(), row, across };
         decode_row(&task, &mut position, &mut skip, blocks)?;
     }
     Ok(position.bits.at())
@@ -168,8 +134,7 @@ fn decode_scan(
 struct Task<'a> {
     scan: &'a Scan,
     kind: Kind,
-    built: &'a Built,
-    units: &'a [Unit],
+    units: &'a [Unit<'a>],
     row: usize,
     /// MCUs in a row.
     across: usize,
@@ -194,11 +159,10 @@ vectorised! {
             for unit in task.units {
                 let block = &mut blocks[unit.at + task.row * unit.down + mcu * unit.across];
                 let prediction = &mut position.prediction[unit.component];
-                let (dc, ac) = (task.built.dc(unit.dc), task.built.ac(unit.ac));
+                let Coder { dc, ac, .. } = unit.coder;
                 sound &= match task.kind {
                     Kind::Sequential => {
-                        let coder = task.built.coder(unit.dc, unit.ac);
-                        coder.block::<true>(&mut bits, prediction, block)
+                        unit.coder.block::<true>(&mut bits, prediction, block)
                     }
                     Kind::DcFirst => dc_first(&mut bits, dc, prediction, low, block),
                     Kind::DcAgain => {

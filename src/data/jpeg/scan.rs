@@ -3,7 +3,7 @@
 
 use super::huffman::{Bits, Codes, INVALID, Pairs, extend, run_and_size};
 use super::idct::{Block, ORDER};
-use super::markers::{Markers, Scan, Tables};
+use super::markers::{Component, Markers, Scan, Tables};
 use super::{JpegError, corrupt};
 use crate::simd::vectorised;
 
@@ -43,24 +43,16 @@ impl Built {
         Ok(())
     }
 
-    pub fn dc(&self, id: usize) -> &Codes {
-        &self.dc[id]
-    }
-
-    pub fn ac(&self, id: usize) -> &Codes {
-        &self.ac[id]
-    }
-
-    pub fn coder(&self, dc: usize, ac: usize) -> Coder<'_> {
+    fn coder(&self, dc: usize, ac: usize) -> Coder<'_> {
         Coder { dc: &self.dc[dc], ac: &self.ac[ac], pairs: &self.pairs[ac] }
     }
 }
 
-/// The tables of one component in a sequential scan.
+/// The tables of one component in a scan; `pairs` are for sequential ones.
 #[derive(Clone, Copy)]
 pub(super) struct Coder<'t> {
-    dc: &'t Codes,
-    ac: &'t Codes,
+    pub dc: &'t Codes,
+    pub ac: &'t Codes,
     pairs: &'t Pairs,
 }
 
@@ -184,14 +176,67 @@ impl<'a> Position<'a> {
     }
 }
 
+/// Where the coefficients of one component lie among those of all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layout {
+    /// Index of the first block.
+    pub at: usize,
+    /// Blocks in a row, those that only fill up the last MCU included.
+    pub wide: usize,
+}
+
 /// A block of the MCU.
 #[derive(Clone, Copy)]
 pub(super) struct Unit<'t> {
     pub component: usize,
     pub coder: Coder<'t>,
-    /// Its place for the first MCU of the row, and how much further it is for the next.
+    /// Its place for the first MCU.
     pub at: usize,
-    pub step: usize,
+    /// How much further it is for the next MCU, and for the next row of them.
+    pub across: usize,
+    pub down: usize,
+}
+
+/// The blocks of the MCU, at most 10 (B.2.3).
+pub(super) struct Units<'t> {
+    list: [Unit<'t>; 10],
+    count: usize,
+}
+
+impl<'t> Units<'t> {
+    /// Of a scan in which the components take turns (A.2.3).
+    pub fn interleaved(
+        components: &[Component],
+        scan: &Scan,
+        layouts: &[Layout; 3],
+        built: &'t Built,
+    ) -> Self {
+        let coder = built.coder(0, 0);
+        let unit = Unit { component: 0, coder, at: 0, across: 0, down: 0 };
+        let mut units = Self { list: [unit; 10], count: 0 };
+        for &(component, dc, ac) in scan.components() {
+            let (of, Layout { at, wide }) = (components[component], layouts[component]);
+            let (coder, across, down) = (built.coder(dc, ac), of.h, wide * of.v);
+            for block in 0..of.h * of.v {
+                let at = at + block / of.h * wide + block % of.h;
+                units.list[units.count] = Unit { component, coder, at, across, down };
+                units.count += 1;
+            }
+        }
+        units
+    }
+
+    /// Of a scan of one component, whatever its sampling factors (A.2.2).
+    pub fn alone(scan: &Scan, layouts: &[Layout; 3], built: &'t Built) -> Self {
+        let (component, dc, ac) = scan.components()[0];
+        let Layout { at, wide } = layouts[component];
+        let coder = built.coder(dc, ac);
+        Self { list: [Unit { component, coder, at, across: 1, down: wide }; 10], count: 1 }
+    }
+
+    pub fn list(&self) -> &[Unit<'t>] {
+        &self.list[..self.count]
+    }
 }
 
 /// Which MCUs of a row are wanted, of how many.
@@ -220,7 +265,7 @@ vectorised! {
             if (span.first..span.end).contains(&mcu) {
                 let index = mcu - span.first;
                 for unit in units {
-                    let out = &mut blocks[unit.at + index * unit.step];
+                    let out = &mut blocks[unit.at + index * unit.across];
                     let prediction = &mut local.prediction[unit.component];
                     sound &= unit.coder.block::<true>(&mut bits, prediction, out);
                 }
