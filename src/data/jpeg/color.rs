@@ -148,10 +148,9 @@ vectorised! {
     /// Two pixels of every sum but the first and the last: blended 3 : 1 with the one before and
     /// with the one behind it.
     fn double_columns(sums: &[u16], bias: [u16; 2], shift: u32, out: &mut [u8]) {
-        let (before, behind) = (sums, &sums[2..]);
-        let neighbours = before.iter().zip(&sums[1..]).zip(behind);
-        for (pixels, ((before, sum), behind)) in out.as_chunks_mut::<2>().0.iter_mut().zip(neighbours)
-        {
+        let neighbours = sums.iter().zip(&sums[1..]).zip(&sums[2..]);
+        let pairs = out.as_chunks_mut::<2>().0.iter_mut();
+        for (pixels, ((before, sum), behind)) in pairs.zip(neighbours) {
             pixels[0] = ((3 * sum + before + bias[0]) >> shift) as u8;
             pixels[1] = ((3 * sum + behind + bias[1]) >> shift) as u8;
         }
@@ -171,17 +170,45 @@ fn rgb_row(red: &[u8], green: &[u8], blue: &[u8], out: &mut [u8]) {
     }
 }
 
+/// Pixels converted at a time: their colours stay in registers or close by.
+const STRIP: usize = 64;
+
 vectorised! {
-    /// ITU T.871, section 7, with factors of 16 bits behind the point.
+    /// Rows of Y, Cb and Cr to pixels.
     fn ycc_row(luma: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
-        let samples = luma.iter().zip(cb).zip(cr);
-        for (pixel, ((&luma, &cb), &cr)) in out.as_chunks_mut::<3>().0.iter_mut().zip(samples) {
-            let (luma, cb, cr) = (i32::from(luma), i32::from(cb) - 128, i32::from(cr) - 128);
-            let red = luma + ((91881 * cr + 32768) >> 16);
-            let green = luma + ((-22554 * cb - 46802 * cr + 32768) >> 16);
-            let blue = luma + ((116130 * cb + 32768) >> 16);
-            *pixel = [red, green, blue].map(|sample| sample.clamp(0, 255) as u8);
+        let (whole, rest) = out.as_chunks_mut::<{ 3 * STRIP }>();
+        let strips = luma.as_chunks().0.iter().zip(cb.as_chunks().0).zip(cr.as_chunks().0);
+        for (pixels, ((luma, cb), cr)) in whole.iter_mut().zip(strips) {
+            ycc_strip(luma, cb, cr, pixels);
         }
+        let (pixels, done) = (rest.len() / 3, whole.len() * STRIP);
+        let mut last = [[0; STRIP]; 3];
+        for (strip, row) in last.iter_mut().zip([luma, cb, cr]) {
+            strip[..pixels].copy_from_slice(&row[done..done + pixels]);
+        }
+        let mut strip = [0; 3 * STRIP];
+        ycc_strip(&last[0], &last[1], &last[2], &mut strip);
+        rest.copy_from_slice(&strip[..rest.len()]);
+    }
+}
+
+/// ITU T.871, section 7: with factors of 16 bits behind the point
+/// `R = Y + 91881 Cr`, `G = Y - 22554 Cb - 46802 Cr`, `B = Y + 116130 Cb`, each product rounded.
+/// Whole multiples of Cb and Cr are taken out of the products, so that 16 bits hold the rest.
+#[inline(always)]
+fn ycc_strip(luma: &[u8; STRIP], cb: &[u8; STRIP], cr: &[u8; STRIP], out: &mut [u8; 3 * STRIP]) {
+    let high = |a: i16, b: i16| ((i32::from(a) * i32::from(b)) >> 16) as i16;
+    let sample = |value: i16| value.clamp(0, 255) as u8;
+    let (mut red, mut green, mut blue) = ([0; STRIP], [0; STRIP], [0; STRIP]);
+    for i in 0..STRIP {
+        let (luma, cb, cr) = (i16::from(luma[i]), i16::from(cb[i]) - 128, i16::from(cr[i]) - 128);
+        let both = i32::from(cb) * -22554 + i32::from(cr) * 18734;
+        red[i] = sample(luma + cr + ((high(2 * cr, 26345) + 1) >> 1));
+        green[i] = sample(luma - cr + ((both + 32768) >> 16) as i16);
+        blue[i] = sample(luma + 2 * cb + ((high(2 * cb, -14942) + 1) >> 1));
+    }
+    for (i, pixel) in out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        *pixel = [red[i], green[i], blue[i]];
     }
 }
 

@@ -96,7 +96,10 @@ impl Codes {
 
 /// AC symbols of a sequential scan, two at a lookup where they are short enough, values included.
 #[derive(Clone)]
-pub(super) struct Pairs(Box<[Pair; ENTRIES]>);
+pub(super) struct Pairs(Box<PairTable>);
+
+/// By the next [`LOOKUP`] bits.
+pub(super) type PairTable = [Pair; ENTRIES];
 
 /// What the next [`LOOKUP`] bits hold, packed:
 /// bits 0..6 length of both symbols with their values (0: not even one is complete),
@@ -119,6 +122,12 @@ impl Pair {
     #[inline(always)]
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// The entry for the next bits.
+    #[inline(always)]
+    pub fn find(table: &PairTable, bits: u64) -> Self {
+        table[(bits >> (64 - LOOKUP)) as usize]
     }
 
     /// Only the low six bits count.
@@ -201,9 +210,8 @@ impl Pairs {
         }
     }
 
-    #[inline(always)]
-    pub fn find(&self, bits: u64) -> Pair {
-        self.0[(bits >> (64 - LOOKUP)) as usize]
+    pub fn table(&self) -> &PairTable {
+        &self.0
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sequential scans (ITU T.81, F.2): one interleaved scan, decoded row by row as far as the part
 //! needs it. Blocks beside the part are passed over, rows below it are not looked at.
 
-use super::huffman::{Bits, Codes, INVALID, Pairs, extend, run_and_size};
+use super::huffman::{Bits, Codes, INVALID, Pair, PairTable, Pairs, extend, run_and_size};
 use super::idct::{Block, ORDER};
 use super::markers::{Component, Markers, Scan, Tables};
 use super::{JpegError, corrupt};
@@ -44,7 +44,7 @@ impl Built {
     }
 
     fn coder(&self, dc: usize, ac: usize) -> Coder<'_> {
-        Coder { dc: &self.dc[dc], ac: &self.ac[ac], pairs: &self.pairs[ac] }
+        Coder { dc: &self.dc[dc], ac: &self.ac[ac], pairs: self.pairs[ac].table() }
     }
 }
 
@@ -53,7 +53,7 @@ impl Built {
 pub(super) struct Coder<'t> {
     pub dc: &'t Codes,
     pub ac: &'t Codes,
-    pairs: &'t Pairs,
+    pairs: &'t PairTable,
 }
 
 impl Coder<'_> {
@@ -102,7 +102,7 @@ impl Coder<'_> {
     /// position of the last one; from 63 the block is finished.
     #[inline(always)]
     fn step<const STORE: bool>(self, bits: &mut Bits, at: u32, out: &mut Block) -> u32 {
-        let pair = self.pairs.find(bits.bits);
+        let pair = Pair::find(self.pairs, bits.bits);
         if pair.is_empty() {
             return self.one::<STORE>(bits, at, out);
         }
