@@ -17,6 +17,7 @@ mod plan;
 mod remote;
 mod robust;
 mod run;
+mod shards_tool;
 #[cfg(feature = "sim")]
 mod sim;
 mod step;

@@ -1,7 +1,9 @@
-//! How many pairs there are, so that nobody has to be asked: headers only, data are seeked over.
+//! How many pairs there are, so that nobody has to be asked: from a shard's index where it has a
+//! fresh one ([`super::index`]), else from its headers; data are seeked over.
 
 use std::sync::Arc;
 
+use super::index::{Header, path_beside};
 use super::ledger::Fault;
 use super::sample::{Contents, Fields, Found, SampleReader};
 use super::shard::{ShardLimits, ShardReader};
@@ -53,12 +55,26 @@ pub fn count_pairs(shards: &[Shard], fields: &Fields, limits: &ShardLimits) -> R
                     .into(),
             });
         }
-        Ok(count_shard(shard, fields, limits))
+        let indexed = count_indexed(shard, fields);
+        Ok(indexed.unwrap_or_else(|| count_shard(shard, fields, limits)))
     };
     Ok(Counts { shards: shards.iter().map(count).collect::<Result<_>>()? })
 }
 
-fn count_shard(shard: &Shard, fields: &Fields, limits: &ShardLimits) -> ShardCount {
+/// What the index says, if it is fresh and of the same fields: what the headers would say.
+fn count_indexed(shard: &Shard, fields: &Fields) -> Option<ShardCount> {
+    let Source::File(path) = &shard.source else { return None };
+    let header = Header::read(&path_beside(path)).ok()?;
+    let is_ours = header.fields == *fields && !header.is_stale(path);
+    is_ours.then(|| ShardCount {
+        name: Arc::clone(&shard.name),
+        pairs: header.pairs,
+        fault: header.fault,
+    })
+}
+
+/// Counts by the headers of the shard.
+pub(super) fn count_shard(shard: &Shard, fields: &Fields, limits: &ShardLimits) -> ShardCount {
     let mut count = ShardCount { name: Arc::clone(&shard.name), pairs: 0, fault: None };
     let input = match ShardReader::open(shard, limits, Arc::default()) {
         Ok(input) => input,

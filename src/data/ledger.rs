@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::decode::DecodeError;
 use crate::error::{Error, Result};
 use crate::flow::SampleId;
 
@@ -67,6 +68,10 @@ pub enum Reason {
     ImageTooLarge,
     /// The image does not decode.
     BrokenImage,
+    /// The bytes are not those that the shard's index was made of.
+    ChecksumMismatch,
+    /// A path in a list leads out of the folder it is relative to.
+    OutsideFolder,
 }
 
 impl Reason {
@@ -77,7 +82,7 @@ impl Reason {
 }
 
 /// Why one thing was lost, before it is known when.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{detail}")]
 pub struct Fault {
     /// The kind of fault.
@@ -95,6 +100,20 @@ impl Fault {
             detail.push('…');
         }
         Self { reason, detail }
+    }
+}
+
+impl From<&DecodeError> for Fault {
+    fn from(error: &DecodeError) -> Self {
+        let reason = match error {
+            DecodeError::Empty => Reason::EmptyImage,
+            DecodeError::NotAnImage(_) | DecodeError::Unsupported(_) => Reason::UnknownImage,
+            DecodeError::TooManyBytes { .. } | DecodeError::TooManyPixels { .. } => {
+                Reason::ImageTooLarge
+            }
+            DecodeError::Corrupt(_) => Reason::BrokenImage,
+        };
+        Self::new(reason, error.to_string())
     }
 }
 

@@ -171,6 +171,11 @@ impl<R: Input> SampleReader<R> {
         self.tar.headers() > 0 || self.tar.is_empty_archive()
     }
 
+    /// Byte of the archive that is read next; at the end, the length of what was read.
+    pub fn position(&self) -> u64 {
+        self.tar.position()
+    }
+
     fn step(&mut self) {
         match self.tar.next_event() {
             Ok(Some(Event::Member(member))) => self.on_member(member),

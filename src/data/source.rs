@@ -23,7 +23,7 @@ pub use braces::{MAX_EXPANSION, expand_braces};
 pub use options::{CacheOptions, SourceOptions, StoreSettings};
 
 /// What a directory is searched for.
-const SHARD_SUFFIXES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
+pub(super) const SHARD_SUFFIXES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
 /// Where the bytes of a shard come from.
 #[derive(Clone, Debug, PartialEq, Eq)]

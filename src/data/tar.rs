@@ -10,6 +10,7 @@
 //! one of them). A global PAX header is passed over: a name or size for all members is nonsense.
 
 mod header;
+pub mod write;
 
 use std::io::{self, Read};
 
@@ -19,7 +20,7 @@ use header::{Extension, Header, padded, text_field};
 /// Bytes of a header, and the multiple to which member data are padded.
 pub const BLOCK: usize = 512;
 /// Longest name of a member, in bytes (Linux `PATH_MAX`).
-const NAME_BYTES: usize = 4096;
+pub(super) const NAME_BYTES: usize = 4096;
 /// Bytes read at a time.
 const WINDOW: usize = 1 << 18;
 /// Longest GNU or PAX extension read.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
-use super::super::decode::{DecodeError, decode};
+use super::super::decode::decode;
 use super::super::ledger::{Fault, Reason};
 use super::super::pool::BufferPool;
 use super::super::sample::{Captions, Pair};
@@ -146,8 +146,8 @@ impl Preparer {
     }
 
     fn prepare(&mut self, pair: &Pair, draw_epoch: u64) -> Result<Prepared, Fault> {
-        let picture = decode(&pair.image, &self.config.decode_limits)
-            .map_err(|e| Fault::new(reason_of(&e), e.to_string()))?;
+        let picture =
+            decode(&pair.image, &self.config.decode_limits).map_err(|e| Fault::from(&e))?;
         // What a spare holds of another pair is overwritten.
         let mut prepared = self.spares.take.try_recv().unwrap_or_default();
         let (scratch, resized) = (&mut self.scratch, &mut prepared.resized);
@@ -188,17 +188,6 @@ impl Preparer {
 
 fn rng(seed: u64, domain: Domain, epoch: u64, pair: &Pair) -> Rng {
     Rng::new(seed, domain, epoch, pair.id.stream())
-}
-
-fn reason_of(error: &DecodeError) -> Reason {
-    match error {
-        DecodeError::Empty => Reason::EmptyImage,
-        DecodeError::NotAnImage(_) | DecodeError::Unsupported(_) => Reason::UnknownImage,
-        DecodeError::TooManyBytes { .. } | DecodeError::TooManyPixels { .. } => {
-            Reason::ImageTooLarge
-        }
-        DecodeError::Corrupt(_) => Reason::BrokenImage,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Which members of a shard make a pair.
 
+use serde::{Deserialize, Serialize};
+
 /// Which members make a pair; names as in webdataset and open_clip.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fields {
     /// Extensions of the image, by preference. Default `jpg;jpeg;png;webp`.
     pub image_key: String,
@@ -12,7 +14,8 @@ pub struct Fields {
 }
 
 /// Where the caption of a pair is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Captions {
     /// No caption is read: images with labels, as in the shards of CLIP_benchmark.
     None,
@@ -23,7 +26,8 @@ pub enum Captions {
 }
 
 /// Where the class of a picture is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Labels {
     /// Labels are not read.
     #[default]

@@ -1,0 +1,113 @@
+//! What `roclip-shards` does, one file for each of its commands.
+//!
+//! Each is a function from options to a report that can be printed, with
+//! [`found_something`](Report::found_something) for the exit code. Memory is bounded by what one
+//! pair may take, not by the size of the dataset.
+
+pub mod filter;
+pub mod index;
+pub mod inspect;
+pub mod pack;
+mod rows;
+pub mod verify;
+
+use std::fmt::Display;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::source::{Shard, Source};
+
+/// What a command did, to be printed.
+pub trait Report: Display {
+    /// Whether the work was done but not all is well: pairs were skipped, shards are damaged,
+    /// checksums differ.
+    fn found_something(&self) -> bool;
+}
+
+/// How far a command is, for a person who waits.
+#[derive(Clone, Debug)]
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// Shows nothing.
+    pub fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
+    /// A bar on standard error, if that is a terminal.
+    pub fn bar() -> Self {
+        let bar = ProgressBar::new(0);
+        let form = "{elapsed_precise} [{bar:40}] {percent} % {msg} (about {eta} left)";
+        bar.set_style(ProgressStyle::with_template(form).expect("a template of the crate"));
+        Self(bar)
+    }
+
+    fn start(&self, total: u64) {
+        self.0.set_length(total);
+    }
+
+    fn advance(&self, by: u64) {
+        self.0.inc(by);
+    }
+
+    fn reach(&self, position: u64) {
+        self.0.set_position(position);
+    }
+
+    fn say(&self, pairs: u64) {
+        self.0.set_message(format!("{pairs} pairs"));
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Size of a shard on disk, in bytes; 0 where it is not known.
+fn size_of(shard: &Shard) -> u64 {
+    match &shard.source {
+        Source::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+        _ => 0,
+    }
+}
+
+fn total_size(shards: &[Shard]) -> u64 {
+    shards.iter().map(size_of).sum()
+}
+
+/// A text from a shard for a terminal: what could move the cursor, change colours or turn the
+/// direction of writing is spelled out.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let is_format = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..);
+        if c.is_control() || is_format {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// `  broken-image 2` and so on, one line for each.
+fn list_counts<K: Display>(counts: impl IntoIterator<Item = (K, u64)>) -> String {
+    counts.into_iter().map(|(name, count)| format!("  {name} {count}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_reaches_the_terminal_but_text() {
+        let hostile = "a\u{1b}[31mred\r\n\t\u{7}\u{9b}2J\u{202e}gpj\u{2066}\u{200b}\u{e0041}é 猫";
+        let shown = printable(hostile);
+        assert_eq!(
+            shown,
+            "a\\u{1b}[31mred\\r\\n\\t\\u{7}\\u{9b}2J\\u{202e}gpj\\u{2066}\\u{200b}\\u{e0041}é 猫"
+        );
+    }
+}
