@@ -230,8 +230,8 @@ impl Inspector<'_> {
     }
 }
 
-/// Format, width and height, from the header alone.
-fn picture_size(bytes: &[u8]) -> Option<(&'static str, u32, u32)> {
+/// Format, width and height in pixels, from the header alone; `None` if it makes no sense.
+pub fn picture_size(bytes: &[u8]) -> Option<(&'static str, u32, u32)> {
     match bytes {
         [0xFF, 0xD8, 0xFF, ..] => {
             let mut decoder = JpegDecoder::new(ZCursor::new(bytes));
