@@ -22,7 +22,7 @@ use roclip::data::source::{Shard, SourceOptions, fingerprint, list_shards};
 use roclip::data::tar::Input;
 
 use crate::common::http::{Answer, Request, Server, Then};
-use crate::common::shards::{in_time, keys, load, members, plain, tar};
+use crate::common::shards::{in_time, keys, load, load_from, members, plain, tar};
 
 /// Small chunks and short patience.
 fn hasty() -> SourceOptions {
@@ -280,6 +280,46 @@ fn what_is_skipped_at_the_start_is_not_fetched() {
         let (first, last) = request.range().unwrap();
         assert!(first >= at || last < 512, "{first}-{last} lies before {at}");
     }
+}
+
+#[test]
+fn a_resumed_epoch_goes_on_where_it_was() {
+    let shards: Vec<_> = (0..3).map(|n| tar(&members(n * 40, n * 40 + 40))).collect();
+    let files = (0..).zip(&shards).map(|(n, shard)| (format!("/{n}.tar"), shard.clone()));
+    let server = Server::files(files.collect());
+    let source = SourceOptions { chunk_bytes: 1024, ..hasty() };
+    let config = LoaderConfig { source, ..plain(server.url("/{0..2}.tar")) };
+    let whole = load(config.clone());
+    assert_eq!(whole.keys, keys(0, 120));
+    let before = server.log().len();
+    let rest = load_from(config, whole.positions[17].clone());
+    assert_eq!(rest.keys, whole.keys[72..]);
+    assert_eq!(rest.hashes, whole.hashes[18..]);
+    let log = server.log();
+    let again = &log[before..];
+    assert!(again.iter().all(|request| request.path() != "/0.tar"));
+    let second = again.iter().filter(|request| request.path() == "/1.tar");
+    let starts: Vec<_> = second.map(|request| request.range().unwrap().0).collect();
+    let half = shards[1].len() as u64 / 2;
+    assert!(starts.iter().all(|&first| first == 0 || first > half), "{starts:?}");
+}
+
+#[test]
+fn no_more_is_fetched_ahead_than_allowed() {
+    let (shard, _) = noisy_shard(60);
+    let server = Server::files([("/a.tar".into(), shard)].into());
+    let url = server.url("/a.tar");
+    let options = hasty();
+    let most = 1 + options.read_ahead;
+    let reader = in_time(move || {
+        let shard = &list(&url, &options)[0];
+        let mut reader = ShardReader::open(shard, &ShardLimits::default(), Arc::default()).unwrap();
+        reader.read_exact(&mut [0; 100]).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        reader
+    });
+    assert!((2..=most).contains(&server.log().len()), "{}", server.log().len());
+    drop(reader);
 }
 
 #[test]
