@@ -319,6 +319,10 @@ fn restart_markers_must_be_where_they_belong() {
         assert!(matches!(rgb(&other, &mut scratch), Err(JpegError::Corrupt(_))));
         let gone = patched(&case.file, 0xD0 | number, 0, 0x00);
         assert!(matches!(rgb(&gone, &mut scratch), Err(JpegError::Corrupt(_))));
+        let at = case.file.windows(2).position(|pair| pair == [0xFF, 0xD0 | number]);
+        let mut more = case.file.clone();
+        more.insert(at.expect("a restart marker"), 0x55);
+        assert!(matches!(rgb(&more, &mut scratch), Err(JpegError::Corrupt(_))));
     }
 }
 

@@ -278,7 +278,8 @@ mod avx2 {
         }
     }
 
-    /// `2 N` samples a side.
+    /// `2 N` samples a side. `4 / N` blocks go through the second pass together: it has lanes for
+    /// eight rows.
     #[target_feature(enable = "avx2")]
     fn fewer<const N: usize>(
         blocks: &[Block],
@@ -288,29 +289,41 @@ mod avx2 {
         out: &mut [u8],
         stride: usize,
     ) {
-        let extra = i32::from(N == 1);
-        let pass = |pairs: [__m256i; 4], bits: i32| {
-            let round = _mm256_set1_epi32(1 << (bits - 1));
+        let size = 2 * N;
+        for (index, group) in blocks.chunks(4 / N).enumerate() {
             let mut rows = [_mm256_setzero_si256(); 8];
-            for (k, w) in weights.iter().enumerate() {
-                let constant = _mm256_sll_epi32(madd(pairs[0], w[0]), _mm_cvtsi32_si128(extra));
-                let even =
-                    _mm256_add_epi32(_mm256_add_epi32(constant, round), madd(pairs[2], w[1]));
-                let odd = _mm256_add_epi32(madd(pairs[1], w[2]), madd(pairs[3], w[3]));
-                let shift = _mm_cvtsi32_si128(bits);
-                rows[k] = _mm256_sra_epi32(_mm256_add_epi32(even, odd), shift);
-                rows[2 * N - 1 - k] = _mm256_sra_epi32(_mm256_sub_epi32(even, odd), shift);
+            for (rows, block) in rows.chunks_exact_mut(size).zip(group) {
+                pass_fewer(dequantised(block, quant), weights, bits[0], rows);
             }
-            rows
-        };
-        for (index, block) in blocks.iter().enumerate() {
-            let out = &mut out[2 * N * index..];
-            let columns = transpose(pass(dequantised(block, quant), bits[0]));
-            let rows = transpose(pass(interleave(columns), bits[1]));
-            let [[r0, r1, ..], [r2, r3, ..]] = to_bytes(rows);
-            for (row, line) in [r0, r1, r2, r3].into_iter().take(2 * N).enumerate() {
-                out[row * stride..][..2 * N].copy_from_slice(&line.to_le_bytes()[..2 * N]);
+            let columns = interleave(transpose(rows));
+            let mut rows = [_mm256_setzero_si256(); 8];
+            pass_fewer(columns, weights, bits[1], &mut rows[..size]);
+            let [[r0, r1, r4, r5], [r2, r3, r6, r7]] = to_bytes(transpose(rows));
+            let rows = [r0, r1, r2, r3, r4, r5, r6, r7].map(u64::to_le_bytes);
+            for (i, row) in rows.iter().enumerate().take(size * group.len()) {
+                let at = i % size * stride + (index * (4 / N) + i / size) * size;
+                out[at..at + size].copy_from_slice(&row[..size]);
             }
+        }
+    }
+
+    /// One pass of [`fewer`].
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn pass_fewer<const N: usize>(
+        pairs: [__m256i; 4],
+        weights: &[Weights; N],
+        bits: i32,
+        rows: &mut [__m256i],
+    ) {
+        let round = _mm256_set1_epi32(1 << (bits - 1));
+        let (extra, bits) = (_mm_cvtsi32_si128(i32::from(N == 1)), _mm_cvtsi32_si128(bits));
+        for (k, [w04, w26, w15, w37]) in weights.iter().enumerate() {
+            let constant = _mm256_add_epi32(_mm256_sll_epi32(madd(pairs[0], *w04), extra), round);
+            let even = _mm256_add_epi32(constant, madd(pairs[2], *w26));
+            let odd = _mm256_add_epi32(madd(pairs[1], *w15), madd(pairs[3], *w37));
+            rows[k] = _mm256_sra_epi32(_mm256_add_epi32(even, odd), bits);
+            rows[2 * N - 1 - k] = _mm256_sra_epi32(_mm256_sub_epi32(even, odd), bits);
         }
     }
 }
@@ -333,10 +346,10 @@ mod tests {
                 block.0[..some].fill_with(|| (rng.next_u32() as i16) >> (16 - bits));
                 block
             };
-            let (blocks, quant) = ([block(), block(), block()], block());
+            let (blocks, quant) = (std::array::from_fn::<_, 5, _>(|_| block()), block());
             for size in [8, 4, 2] {
-                let stride = 3 * size + 5;
-                let (mut ours, mut theirs) = ([7; 29 * 8], [7; 29 * 8]);
+                let stride = 5 * size + 3;
+                let (mut ours, mut theirs) = ([7; 43 * 8], [7; 43 * 8]);
                 row(&blocks, &quant, size, &mut ours, stride);
                 plain(&blocks, &quant, size, &mut theirs, stride);
                 assert_eq!(ours, theirs, "size {size}, round {round}");

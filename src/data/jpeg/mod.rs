@@ -23,10 +23,8 @@ mod scan;
 
 use idct::Block;
 use markers::{Colour, Component, Frame, Markers, Scan};
+use progressive::Picture;
 use scan::{Built, Layout, Position, Span, Units};
-
-/// Coefficients kept for the next picture: 16 MiB. A larger picture's are given back.
-const KEPT_BLOCKS: usize = (16 << 20) / size_of::<Block>();
 
 /// Why a JPEG was not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +87,9 @@ pub struct Plane {
 #[derive(Clone, Default)]
 pub struct Scratch {
     built: Built,
-    blocks: Vec<Block>,
+    /// Coefficients of a row of MCUs, or of the whole picture where it has several scans.
+    row: Vec<Block>,
+    picture: Picture,
     planes: [Plane; 3],
     lines: color::Lines,
 }
@@ -201,9 +201,7 @@ impl<'a> Jpeg<'a> {
         }
         if self.frame.progressive || self.scan.components().len() < components.len() {
             let decoded = self.decode_scans(regions, budget, scratch, planes);
-            if scratch.blocks.capacity() > KEPT_BLOCKS {
-                scratch.blocks = Vec::new();
-            }
+            scratch.picture.trim();
             return decoded;
         }
         self.decode_rows(regions, budget, scratch, planes)
@@ -238,20 +236,20 @@ impl<'a> Jpeg<'a> {
             blocks += layout.wide * of.v;
         }
         let units = Units::interleaved(components, &self.scan, &layouts, &scratch.built);
-        if scratch.blocks.len() < blocks {
-            scratch.blocks.resize(blocks, Block::default());
+        if scratch.row.len() < blocks {
+            scratch.row.resize(blocks, Block::default());
         }
         let mut position = Position::new(&self.markers);
         for row in 0..rows[1] {
             budget.check()?;
             let wanted = row >= rows[0];
             let span = if wanted { span } else { Span { first: 0, end: 0, ..span } };
-            scan::mcu_row(&mut position, units.list(), span, &mut scratch.blocks)?;
+            scan::mcu_row(&mut position, units.list(), span, &mut scratch.row)?;
             for (c, of) in components.iter().enumerate().filter(|_| wanted) {
                 let Layout { at, wide } = layouts[c];
                 for v in 0..of.v {
                     let first = at + v * wide + regions[c].x - span.first * of.h;
-                    let blocks = &scratch.blocks[first..];
+                    let blocks = &scratch.row[first..];
                     regions[c].fill(row * of.v + v, blocks, &quant[c], &mut planes[c]);
                 }
             }
@@ -267,19 +265,17 @@ impl<'a> Jpeg<'a> {
         scratch: &mut Scratch,
         planes: &mut [Plane; 3],
     ) -> Result<(), JpegError> {
-        let (layouts, blocks) = progressive::layouts(&self.frame);
-        scratch.blocks.clear();
-        scratch.blocks.resize(blocks, Block::default());
+        let (layouts, _) = progressive::layouts(&self.frame);
         let (mut markers, mut quant) = (self.markers.clone(), [None; 3]);
-        let (built, blocks) = (&mut scratch.built, &mut scratch.blocks);
+        let (built, picture) = (&mut scratch.built, &mut scratch.picture);
         let (frame, scan) = (&self.frame, self.scan);
-        progressive::decode(&mut markers, frame, scan, built, blocks, &mut quant, budget)?;
+        progressive::decode(&mut markers, frame, scan, built, picture, &mut quant, budget)?;
         for (c, plane) in planes.iter_mut().enumerate().take(frame.components().len()) {
             let quant = quant[c].ok_or(corrupt("a quantisation table is not there"))?;
             let (quant, region) = (idct::quantisation(&quant), &regions[c]);
             for row in region.y..region.y + region.high {
                 let at = layouts[c].at + row * layouts[c].wide + region.x;
-                region.fill(row, &blocks[at..], &quant, plane);
+                region.fill(row, &picture.blocks[at..], &quant, plane);
             }
         }
         Ok(())

@@ -8,6 +8,34 @@ use super::scan::{Built, Coder, Layout, Position, Unit, Units};
 use super::{Budget, JpegError, corrupt, unsupported};
 use crate::simd::vectorised;
 
+/// Most blocks whose memory is kept for the next picture: 17 MiB.
+const KEPT: usize = 1 << 17;
+
+/// The coefficients of a whole picture: 2 bytes for each, and 8 bytes for each block.
+#[derive(Clone, Default)]
+pub(super) struct Picture {
+    pub blocks: Vec<Block>,
+    /// By zigzag index, from the lowest bit: which AC coefficients a progressive scan has set.
+    nonzero: Vec<u64>,
+}
+
+impl Picture {
+    /// Makes room for so many blocks, all zero.
+    fn clear(&mut self, blocks: usize) {
+        self.blocks.clear();
+        self.blocks.resize(blocks, Block::default());
+        self.nonzero.clear();
+        self.nonzero.resize(blocks, 0);
+    }
+
+    /// Gives the memory of an unusually large picture back.
+    pub fn trim(&mut self) {
+        if self.blocks.len() > KEPT {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Where each component's blocks lie, and how many there are of all.
 pub(super) fn layouts(frame: &Frame) -> ([Layout; 3], usize) {
     let (across, down) = frame.mcus();
@@ -22,16 +50,17 @@ pub(super) fn layouts(frame: &Frame) -> ([Layout; 3], usize) {
 /// What is known of every coefficient of a component: the bits still missing, or nothing.
 type Known = [[Option<u32>; 64]; 3];
 
-/// Decodes all scans of the picture into `blocks`, which are zero.
+/// Decodes all scans of the picture.
 pub(super) fn decode(
     markers: &mut Markers,
     frame: &Frame,
     first: Scan,
     built: &mut Built,
-    blocks: &mut [Block],
+    picture: &mut Picture,
     quant: &mut [Option<[u16; 64]>; 3],
     budget: &Budget,
 ) -> Result<(), JpegError> {
+    picture.clear(layouts(frame).1);
     let mut known: Known = [[None; 64]; 3];
     let mut next = Some(first);
     let mut scans = 0;
@@ -58,7 +87,7 @@ pub(super) fn decode(
             }
             Kind::DcAgain => {}
         }
-        markers.at = decode_scan(markers, frame, &scan, kind, built, blocks, budget)?;
+        markers.at = decode_scan(markers, frame, &scan, kind, built, picture, budget)?;
         next = markers.next_scan(frame)?;
     }
     let known = &known[..frame.components().len()];
@@ -108,7 +137,7 @@ fn decode_scan(
     scan: &Scan,
     kind: Kind,
     built: &Built,
-    blocks: &mut [Block],
+    picture: &mut Picture,
     budget: &Budget,
 ) -> Result<usize, JpegError> {
     let (layouts, _) = layouts(frame);
@@ -125,7 +154,7 @@ fn decode_scan(
     for row in 0..down {
         budget.check()?;
         let task = Task { scan, kind, units: units.list(), row, across };
-        decode_row(&task, &mut position, &mut skip, blocks)?;
+        decode_row(&task, &mut position, &mut skip, picture)?;
     }
     Ok(position.bits.at())
 }
@@ -146,7 +175,7 @@ vectorised! {
         task: &Task<'_>,
         position: &mut Position<'_>,
         skip: &mut u32,
-        blocks: &mut [Block],
+        picture: &mut Picture,
     ) -> Result<(), JpegError> {
         let low = task.scan.low;
         let band = task.scan.band;
@@ -157,7 +186,8 @@ vectorised! {
             let mut bits = position.bits;
             let mut sound = true;
             for unit in task.units {
-                let block = &mut blocks[unit.at + task.row * unit.down + mcu * unit.across];
+                let at = unit.at + task.row * unit.down + mcu * unit.across;
+                let block = &mut picture.blocks[at];
                 let prediction = &mut position.prediction[unit.component];
                 let Coder { dc, ac, .. } = unit.coder;
                 sound &= match task.kind {
@@ -170,8 +200,14 @@ vectorised! {
                         block.0[0] |= (bits.number(1) << low) as i16;
                         true
                     }
-                    Kind::AcFirst => ac_first(&mut bits, ac, band, low, skip, block),
-                    Kind::AcAgain => ac_again(&mut bits, ac, band, low, skip, block),
+                    Kind::AcFirst => {
+                        let block = (block, &mut picture.nonzero[at]);
+                        ac_first(&mut bits, ac, band, low, skip, block)
+                    }
+                    Kind::AcAgain => {
+                        let block = (block, &mut picture.nonzero[at]);
+                        ac_again(&mut bits, ac, band, low, skip, block)
+                    }
                 };
             }
             position.bits = bits;
@@ -218,7 +254,7 @@ fn ac_first(
     (first, last): (usize, usize),
     low: u32,
     skip: &mut u32,
-    block: &mut Block,
+    (block, nonzero): (&mut Block, &mut u64),
 ) -> bool {
     if *skip > 0 {
         *skip -= 1;
@@ -246,6 +282,7 @@ fn ac_first(
                 }
                 block.0[place(at)] = (extend(bits.bits, size) << low) as i16;
                 bits.take(size);
+                *nonzero |= 1 << (at & 63);
                 at += 1;
             }
         }
@@ -261,69 +298,68 @@ fn ac_again(
     (first, last): (usize, usize),
     low: u32,
     skip: &mut u32,
-    block: &mut Block,
+    (block, nonzero): (&mut Block, &mut u64),
 ) -> bool {
     let bit = 1_i16 << low;
-    let mut at = first;
-    while *skip == 0 && at <= last {
+    // What lies ahead in the band, one bit for each coefficient, as in `nonzero`.
+    let mut ahead = u64::MAX << first & u64::MAX >> (63 - last);
+    while *skip == 0 && ahead != 0 {
         bits.refill();
         let (length, symbol) = codes.find(bits.bits);
         if length == 0 {
             return false;
         }
         bits.take(length);
-        let (mut run, size) = (symbol >> 4, symbol & 15);
+        let (run, size) = (symbol >> 4, symbol & 15);
         let value = match (run, size) {
             (15, 0) => 0,
             (_, 0) => {
                 *skip = (1 << run) + bits.number(run);
                 break;
             }
-            (_, 1) => {
-                if bits.number(1) == 1 {
-                    bit
-                } else {
-                    -bit
-                }
-            }
+            (_, 1) => [-bit, bit][bits.number(1) as usize],
             _ => return false,
         };
-        // Coefficients that are zero are counted, the others take their bit.
-        while at <= last {
-            let coefficient = &mut block.0[place(at)];
-            if *coefficient != 0 {
-                correct(bits, coefficient, bit);
-            } else if run == 0 {
-                *coefficient = value;
-                break;
-            } else {
-                run -= 1;
+        // The symbol ends at the zero behind a run of zeros; what is not zero on the way to it
+        // takes a bit.
+        let mut zeros = ahead & !*nonzero;
+        for _ in 0..run {
+            zeros &= zeros.wrapping_sub(1);
+        }
+        let end = zeros & zeros.wrapping_neg();
+        let passed = end.wrapping_sub(1);
+        correct(bits, block, ahead & passed & *nonzero, bit);
+        ahead &= !(passed | end);
+        if value != 0 {
+            if end == 0 {
+                return false;
             }
-            at += 1;
+            block.0[place(end.trailing_zeros() as usize)] = value;
+            *nonzero |= end;
         }
-        if at > last && value != 0 {
-            return false;
-        }
-        at += 1;
     }
     if *skip > 0 {
-        for at in at..=last {
-            let coefficient = &mut block.0[place(at)];
-            if *coefficient != 0 {
-                correct(bits, coefficient, bit);
-            }
-        }
+        correct(bits, block, ahead & *nonzero, bit);
         *skip -= 1;
     }
     true
 }
 
-/// Moves a coefficient away from zero if the next bit says so.
+/// Moves each of these coefficients away from zero if its bit says so.
 #[inline(always)]
-fn correct(bits: &mut Bits, coefficient: &mut i16, bit: i16) {
-    bits.refill();
-    if bits.number(1) == 1 && *coefficient & bit == 0 {
-        let step = if *coefficient > 0 { bit } else { -bit };
-        *coefficient = coefficient.wrapping_add(step);
+fn correct(bits: &mut Bits, block: &mut Block, mut which: u64, bit: i16) {
+    while which != 0 {
+        bits.refill();
+        let count = which.count_ones().min(48);
+        let mut word = bits.bits;
+        for _ in 0..count {
+            let coefficient = &mut block.0[place(which.trailing_zeros() as usize)];
+            let moves = (word >> 63) as i16 & i16::from(*coefficient & bit == 0);
+            let sign = *coefficient >> 15;
+            *coefficient = coefficient.wrapping_add(((moves * bit) ^ sign) - sign);
+            word <<= 1;
+            which &= which - 1;
+        }
+        bits.take(count);
     }
 }
