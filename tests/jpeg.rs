@@ -86,7 +86,7 @@ fn samples(plane: &Plane) -> impl Iterator<Item = &[u8]> {
 fn pixels_are_pillows() {
     let mut scratch = Scratch::default();
     let cases = cases();
-    assert_eq!(cases.len(), 94);
+    assert_eq!(cases.len(), 95);
     for case in cases {
         let ours = rgb(&case.file, &mut scratch).unwrap_or_else(|e| panic!("{}: {e}", case.name));
         assert_eq!(Sha256::digest(&ours.data)[..], case.rgb, "{}", case.name);
@@ -226,7 +226,7 @@ fn damaged_files_are_pictures_or_errors_always_the_same() {
     let mut rng = Rng::new(2, Domain::Image, 0, 0);
     let (mut pictures, mut errors) = (0, 0);
     for case in cases() {
-        for _ in 0..400 {
+        for _ in 0..600 {
             let mut file = case.file.clone();
             for _ in 0..1 + below(&mut rng, 4) {
                 let at = below(&mut rng, file.len() as u32) as usize;
@@ -300,13 +300,33 @@ fn contradictions_are_corrupt() {
         ("a component twice", patched(&case.file, 0xDA, 7, 1)),
         ("Huffman tables that are not there", patched(&case.file, 0xDA, 6, 0x33)),
         ("a band past the block", patched(&progressive.file, 0xDA, 12, 64)),
-        ("bits that are not next", patched(&progressive.file, 0xDA, 13, 0x31)),
+        ("bits that are not next", patched(&progressive.file, 0xDA, 13, 0x21)),
+        ("bits left out", patched(&progressive.file, 0xDA, 13, 0x31)),
         ("codes that do not fit", patched(&case.file, 0xC4, 5, 3)),
     ];
     for (what, file) in files {
         let got = rgb(&file, &mut scratch);
         assert!(matches!(got, Err(JpegError::Corrupt(_))), "{what}: {got:?}");
     }
+}
+
+/// libjpeg smooths such a picture over; a reader of the whole file would see it.
+#[test]
+fn an_unfinished_picture_is_unsupported() {
+    let case = &some(&["progressive 33x31_444"])[0];
+    let last = case.file.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("a scan");
+    let file = [&case.file[..last], &[0xFF, 0xD9]].concat();
+    let got = rgb(&file, &mut Scratch::default());
+    assert!(matches!(got, Err(JpegError::Unsupported(_))), "{got:?}");
+}
+
+/// A component alone is not interleaved (A.2.2).
+#[test]
+fn sampling_factors_of_a_grey_picture_mean_nothing() {
+    let case = &some(&["sequential 15x17_grey"])[0];
+    let other = patched(&case.file, 0xC0, 11, 0x22);
+    let scratch = &mut Scratch::default();
+    assert_eq!(rgb(&other, scratch), rgb(&case.file, scratch));
 }
 
 #[test]

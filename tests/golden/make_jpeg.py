@@ -123,6 +123,28 @@ def separate(width, height, h, v):
     return out + b"\xff\xd9"
 
 
+def by_hand():
+    """Two grey blocks, their DC values in three scans: no encoder sends more than two."""
+    values = [37, -22]
+
+    def segment(marker, body):
+        return struct.pack(">HH", 0xFF00 | marker, 2 + len(body)) + bytes(body)
+
+    def scan(bits, first, last, high, low):
+        bits += "1" * (-len(bits) % 8)
+        data = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        return segment(0xDA, [1, 1, 0, first, last, high << 4 | low]) + data
+
+    counts = [1] + 15 * [0]
+    tables = segment(0xC4, [0, *counts, 4]) + segment(0xC4, [16, *counts, 0])
+    head = segment(0xDB, [0] + 64 * [5]) + segment(0xC2, [8, 0, 8, 0, 16, 1, 1, 0x11, 0])
+    # Both differences of the values / 4, 9 and -15, take four bits: 1001 and 0000.
+    scans = scan("01001" + "00000", 0, 0, 0, 2)
+    for low in (1, 0):
+        scans += scan("".join(str(value >> low & 1) for value in values), 0, 0, low + 1, low)
+    return b"\xff\xd8" + head + tables + scans + scan("00", 1, 63, 0, 0) + b"\xff\xd9"
+
+
 def sequential():
     cases = {}
     for n, (w, h) in enumerate(SIZES):
@@ -175,6 +197,7 @@ def progressive():
             cases[f"{size}_grey"] = saved(image.convert("L"), quality=80, progressive=True)
             options = dict(progressive=True, subsampling=2, quality=85, restart_marker_rows=1)
             cases[f"{size}_420_restart"] = saved(image, **options)
+    cases["dc_in_three"] = by_hand()
     smooth = Image.linear_gradient("L").resize((64, 48))
     cases["long_runs"] = saved(smooth, quality=60, progressive=True)
     hard = np.random.default_rng(3).integers(0, 2, (16, 16, 3), np.uint8) * 255

@@ -263,7 +263,7 @@ impl<'a> Bits<'a> {
     /// By value, or else the reader could not live in registers.
     #[inline(never)]
     fn refill_slowly(mut self) -> Self {
-        while self.count <= 56 {
+        while self.count < 56 {
             let byte = match self.data.get(self.at..).unwrap_or_default() {
                 [0xFF, 0x00, ..] => {
                     self.at += 2;
