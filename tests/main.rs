@@ -3,6 +3,7 @@
 mod ahead;
 mod common;
 mod damage;
+mod decode;
 mod encode;
 mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]

@@ -1,203 +1,23 @@
-//! Goal: pictures reach the model as Pillow and torchvision would hand them over, and no file can
-//! hurt us on the way.
-//! Method: values that Pillow and torchvision computed (`golden/make_transform.py`), the laws that
-//! the random draws must follow, and a few thousand damaged files.
+//! Goal: pictures reach the model as Pillow and torchvision would hand them over.
+//! Method: values that Pillow and torchvision computed (`golden/make_transform.py`), and the laws
+//! that the random draws must follow.
 
-use roclip::data::decode::{DecodeError, DecodeLimits, Rgb8, decode};
+use roclip::data::decode::Rgb8;
 use roclip::data::transform::blur::Blur;
 use roclip::data::transform::color::{Adjust, grayscale};
 use roclip::data::transform::draws::{CropBox, crop_box};
 use roclip::data::transform::resize::{Interpolation, Resizer, flip_horizontal};
 use roclip::data::transform::{Augment, Draws, Resized, Scratch, Transform, TransformConfig};
 use roclip::rng::{Domain, Rng};
-use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 
-/// The tensors of one golden file.
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn open(name: &str) -> Self {
-        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-        Self(std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}")))
-    }
-
-    fn tensors(&self) -> SafeTensors<'_> {
-        SafeTensors::deserialize(&self.0).expect("a safetensors file")
-    }
-
-    /// Names that end in `suffix`, without it.
-    fn names(&self, suffix: &str) -> Vec<String> {
-        let tensors = self.tensors();
-        let names = tensors.names().into_iter();
-        let mut names: Vec<_> =
-            names.filter_map(|n| n.strip_suffix(suffix)).map(str::to_owned).collect();
-        names.sort();
-        names
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        self.tensors().tensor(name).expect("a tensor of that name").data().to_vec()
-    }
-
-    /// A `[H, W, 3]` picture.
-    fn picture(&self, name: &str) -> Rgb8 {
-        let tensors = self.tensors();
-        let tensor = tensors.tensor(name).expect("a tensor of that name");
-        let &[height, width, 3] = tensor.shape() else { panic!("{name} is no picture") };
-        Rgb8 { width: width as u32, height: height as u32, data: tensor.data().to_vec() }
-    }
-}
-
-/// Largest and mean difference of two pictures, in steps of 1/255.
-fn difference(ours: &[u8], theirs: &[u8]) -> (u8, f64) {
-    assert_eq!(ours.len(), theirs.len());
-    let pairs = ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b));
-    let sum: u64 = pairs.clone().map(u64::from).sum();
-    (pairs.max().unwrap_or(0), sum as f64 / ours.len() as f64)
-}
-
-/// JPEG: the bound is 4/255 and a mean of 0.5, for the decoders differ in the inverse transform
-/// (1/255 a component) and in the upsampling of chroma, whose error the conversion to RGB
-/// multiplies by up to 1.77. Without chroma (grey) or conversion (RGB, CMYK) 1/255 is left.
-/// PNG and WebP: exact.
-#[test]
-fn decoders_agree_with_pillow() {
-    let golden = Golden::open("decode.safetensors");
-    let names = golden.names(".file");
-    assert_eq!(names.len(), 31);
-    for name in names {
-        let ours = decode(&golden.bytes(&format!("{name}.file")), &DecodeLimits::default());
-        let ours = ours.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let theirs = golden.picture(&format!("{name}.rgb"));
-        assert_eq!((ours.width, ours.height), (theirs.width, theirs.height));
-        let (max, mean) = difference(&ours.data, &theirs.data);
-        println!("{name:26} max {max} mean {mean:.3}");
-        let bound = match name.as_str() {
-            "jpeg_cmyk" | "jpeg_adobe_rgb" | "jpeg_adobe_rgb_numbered" => (1, 0.1),
-            name if name.starts_with("jpeg_grey") => (1, 0.1),
-            name if name.starts_with("jpeg") => (4, 0.5),
-            _ => (0, 0.0),
-        };
-        assert!(max <= bound.0 && mean <= bound.1, "{name}: max {max}, mean {mean}");
-    }
-}
-
-/// A file that is cut anywhere is refused, as Pillow refuses it; never completed with grey.
-#[test]
-fn truncated_files_are_refused() {
-    let golden = Golden::open("decode.safetensors");
-    for name in golden.names(".file") {
-        let file = golden.bytes(&format!("{name}.file"));
-        let whole = decode(&file, &DecodeLimits::default()).expect("it is whole");
-        for end in 0..file.len() {
-            match decode(&file[..end], &DecodeLimits::default()) {
-                Err(_) => {}
-                // What is behind the last pixel (PNG's end chunk, bytes after a JPEG) may go.
-                Ok(picture) => assert!(picture == whole, "{name} cut at {end} of {}", file.len()),
-            }
-        }
-        if name.starts_with("jpeg") && name != "jpeg_trailing" {
-            let error = decode(&file[..file.len() - 1], &DecodeLimits::default()).unwrap_err();
-            assert_eq!(error.reason(), "truncated-or-corrupt", "{name}");
-        }
-    }
-}
-
-/// Two flips at every position of every file: an error or a picture of the declared size.
-#[test]
-fn damaged_files_never_panic() {
-    let golden = Golden::open("decode.safetensors");
-    let limits = DecodeLimits { max_pixels: 100_000, ..DecodeLimits::default() };
-    let mut refused = 0;
-    for name in golden.names(".file") {
-        let file = golden.bytes(&format!("{name}.file"));
-        for at in 0..file.len() {
-            for flip in [0xFF, 1 << (at % 8)] {
-                let mut damaged = file.clone();
-                damaged[at] ^= flip;
-                match decode(&damaged, &limits) {
-                    Ok(Rgb8 { width, height, data }) => {
-                        assert_eq!(data.len(), width as usize * height as usize * 3);
-                    }
-                    Err(_) => refused += 1,
-                }
-            }
-        }
-    }
-    assert!(refused > 10_000, "only {refused} were refused");
-}
-
-#[test]
-fn refusals_have_names() {
-    let limits = DecodeLimits { max_bytes: 1000, ..DecodeLimits::default() };
-    let reason = |bytes: &[u8]| decode(bytes, &limits).unwrap_err().reason();
-    assert_eq!(reason(b""), "empty");
-    assert_eq!(reason(b"<!DOCTYPE html><html>"), "not-an-image");
-    assert_eq!(reason(b"GIF89a"), "unsupported");
-    assert_eq!(reason(&[0xFF; 1001]), "too-many-bytes");
-    assert_eq!(reason(b"\xFF\xD8\xFF\xD9"), "truncated-or-corrupt");
-    let html = decode(b"<!DOCTYPE html><html>", &limits).unwrap_err();
-    assert_eq!(html.to_string(), "not a picture: it begins with \"<!DOCTYPE html><\"");
-}
-
-/// Headers that promise more than the limit are refused on the header alone: what follows it is
-/// missing or absurd, and is not looked at.
-#[test]
-fn pixel_bombs_cost_nothing() {
-    let png = |width: u32, height: u32| {
-        let mut file = b"\x89PNG\r\n\x1a\n\0\0\0\x0DIHDR".to_vec();
-        file.extend([width.to_be_bytes(), height.to_be_bytes()].concat());
-        file
-    };
-    let vp8x = |width: u32, height: u32| {
-        let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0A\0\0\0\0\0\0\0".to_vec();
-        file.extend(&(width - 1).to_le_bytes()[..3]);
-        file.extend(&(height - 1).to_le_bytes()[..3]);
-        file
-    };
-    // A canvas of one pixel around a bitstream of 16383 x 16383.
-    let mut nested = vp8x(1, 1);
-    nested.extend(b"VP8 \x0A\0\0\0\0\0\0\x9D\x01\x2A\xFF\x3F\xFF\x3F");
-    let mut framed = vp8x(1, 1);
-    framed.extend(b"ANMF\x1D\0\0\0................VP8L\x05\0\0\0\x2F\xFF\xFF\xFF\x0F");
-    let jpeg = b"\xFF\xD8\xFF\xC0\0\x0B\x08\xFF\xFF\xFF\xFF\x01\x01\x11\0\xFF\xD9";
-    let bombs = [
-        png(13_000, 13_000),
-        png(u32::MAX, u32::MAX),
-        png(70_000, 1),
-        vp8x(1 << 24, 1 << 24),
-        nested,
-        framed,
-        jpeg.to_vec(),
-    ];
-    for (i, bomb) in bombs.iter().enumerate() {
-        let error = decode(bomb, &DecodeLimits::default()).unwrap_err();
-        assert!(matches!(error, DecodeError::TooManyPixels { .. }), "bomb {i}: {error}");
-    }
-}
-
-/// Every scan visits every block again, so a file of a few kilobytes could take minutes.
-#[test]
-fn too_many_scans_are_refused() {
-    let golden = Golden::open("decode.safetensors");
-    let mut file = golden.bytes("jpeg_progressive.file");
-    let end = file.len() - 2;
-    let scan = b"\xFF\xDA\0\x08\x01\x01\0\0\0\0";
-    file.splice(end..end, scan.iter().copied().cycle().take(scan.len() * 100));
-    let error = decode(&file, &DecodeLimits::default()).unwrap_err();
-    assert!(error.to_string().contains("scans in one JPEG, limit 64"), "{error}");
-}
-
-/// `[H, W, 3]` to `[3, H, W]`.
-fn planes(picture: &Rgb8) -> Vec<u8> {
-    let channel = |c| picture.data.iter().skip(c).step_by(3).copied();
-    channel(0).chain(channel(1)).chain(channel(2)).collect()
-}
+use crate::common::golden;
+use crate::common::pictures::{Pictures, difference, planes};
 
 /// The colour operations are exact; the blur is within 1/255 (see `blur`).
 #[test]
 fn single_operations_agree_with_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let small = golden.picture("small");
     let size = [small.height as usize, small.width as usize];
     let operation = |name: &str, samples: &mut [u8]| match name {
@@ -212,10 +32,10 @@ fn single_operations_agree_with_torchvision() {
         "hue_zero" => Adjust::Hue(0.0).apply(samples),
         "gray" => grayscale(samples),
         "flip" => flip_horizontal(samples, size[1]),
-        "blur_narrow" => Blur::default().apply(samples, size, 21, 0.1),
-        "blur_middle" => Blur::default().apply(samples, size, 21, 0.83),
-        "blur_wide" => Blur::default().apply(samples, size, 21, 2.0),
-        "blur_small" => Blur::default().apply(samples, size, 3, 0.7),
+        "blur_narrow" => Blur::default().apply(samples, size, 21, 0.1, 1e-6),
+        "blur_middle" => Blur::default().apply(samples, size, 21, 0.83, 1e-6),
+        "blur_wide" => Blur::default().apply(samples, size, 21, 2.0, 1e-6),
+        "blur_small" => Blur::default().apply(samples, size, 3, 0.7, 1e-6),
         _ => panic!("no operation is called {name}"),
     };
     let tensors = golden.tensors();
@@ -243,7 +63,7 @@ const PARTS: [(&str, CropBox); 6] = [
 
 #[test]
 fn resized_crops_equal_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let large = golden.picture("large");
     let mut resizer = Resizer::default();
     for (name, part) in PARTS {
@@ -258,10 +78,66 @@ fn resized_crops_equal_torchvision() {
     }
 }
 
+/// The generator's `noise`: black, white and what lies between.
+fn noise(width: u32, height: u32, mut state: u32) -> Rgb8 {
+    let mut sample = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match (state >> 24) as u8 {
+            0..64 => 0,
+            192.. => 255,
+            value => value,
+        }
+    };
+    Rgb8 { width, height, data: (0..3 * width * height).map(|_| sample()).collect() }
+}
+
+/// Parts and centres of noise, mirrored or not, shrunk and enlarged, of lines of one pixel and of
+/// sizes that no vector divides. A part gives the same whether it comes alone or in its picture.
+#[test]
+fn every_shape_is_resized_as_by_torchvision() {
+    type Case = (u32, u32, u32, Option<[u32; 4]>, usize, String, bool, String);
+    let cases: Vec<Case> = golden::json("transform_resize.json");
+    assert_eq!(cases.len(), 315);
+    let mut resizer = Resizer::default();
+    for (seed, width, height, part, size, filter, flip, sum) in cases {
+        let image = noise(width, height, seed);
+        let mut ours = vec![0; 3 * size * size];
+        let filter = match filter.as_str() {
+            "bilinear" => Interpolation::Bilinear,
+            _ => Interpolation::Bicubic,
+        };
+        if let Some([top, left, height, width]) = part {
+            let crop = Some(CropBox { top, left, height, width });
+            let (jitter, gray, blur_sigma) = (None, false, None);
+            let draws = Draws { flip, crop, jitter, gray, blur_sigma };
+            let part = draws.part(image.width, image.height);
+            resizer.crop(&image, part, flip, filter, size, &mut ours);
+            let mut alone = vec![0; ours.len()];
+            let whole = CropBox { top: 0, left: 0, ..part };
+            resizer.crop(&cut(&image, part), whole, flip, filter, size, &mut alone);
+            assert_eq!(alone, ours);
+        } else {
+            resizer.centre(&image, size, &mut ours);
+            if flip {
+                flip_horizontal(&mut ours, size);
+            }
+        }
+        let digest: String = Sha256::digest(&ours).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(digest, sum, "{width}x{height}, {part:?} to {size}, {filter:?}, flip {flip}");
+    }
+}
+
+/// A part as a picture of its own.
+fn cut(image: &Rgb8, part: CropBox) -> Rgb8 {
+    let row = |y: u32| &image.data[(3 * (y * image.width + part.left)) as usize..];
+    let rows = (part.top..part.top + part.height).map(|y| &row(y)[..3 * part.width as usize]);
+    Rgb8 { width: part.width, height: part.height, data: rows.collect::<Vec<_>>().concat() }
+}
+
 /// The evaluation transform on sizes with odd offsets, extreme aspects and one pixel.
 #[test]
 fn evaluation_equals_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let names: Vec<_> = golden.names(".file");
     assert_eq!(names.len(), 9);
     for name in names {
@@ -275,7 +151,7 @@ fn evaluation_equals_torchvision() {
 /// `ToTensor` and `Normalize`, bit for bit.
 #[test]
 fn normalisation_equals_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let transform = Transform::new(TransformConfig::new(SIZE, Augment::none())).unwrap();
     let mut out = vec![0.0; 3 * SIZE * SIZE];
     transform.eval(&golden.picture("eval.16x16.file"), &mut Scratch::default(), &mut out);
@@ -288,7 +164,7 @@ fn normalisation_equals_torchvision() {
 /// RoCLIP's whole chain from the same draws. Only the blur may differ, by 1/255.
 #[test]
 fn whole_chains_agree_with_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let large = golden.picture("large");
     let mut config = TransformConfig::new(SIZE, Augment::roclip());
     (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
@@ -328,7 +204,7 @@ fn whole_chains_agree_with_torchvision() {
 /// standard errors of the difference.
 #[test]
 fn random_boxes_follow_torchvision_law() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let n = 20_000;
     let third = (3.0 / 4.0, 4.0 / 3.0);
     for (name, (width, height), scale, ratio) in [
@@ -363,7 +239,7 @@ fn random_boxes_follow_torchvision_law() {
 /// Where ten tries fail, the box is torchvision's, for every aspect.
 #[test]
 fn fallback_boxes_equal_torchvision() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let rows = golden.bytes("fallback");
     let rows: Vec<u32> =
         rows.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect();
@@ -450,7 +326,7 @@ fn every_shape_passes_every_preset() {
 /// The same stream gives the same picture, whatever the worker did before.
 #[test]
 fn training_pictures_depend_on_their_stream_alone() {
-    let golden = Golden::open("transform.safetensors");
+    let golden = Pictures::open("transform.safetensors");
     let large = golden.picture("large");
     let transform = Transform::new(TransformConfig::new(32, Augment::roclip())).unwrap();
     let picture = |sample, scratch: &mut Scratch| {

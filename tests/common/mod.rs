@@ -9,6 +9,7 @@ pub mod golden;
 #[cfg(feature = "remote")]
 pub mod http;
 pub mod lazy;
+pub mod pictures;
 pub mod shards;
 pub mod threads_comm;
 pub mod tiny;

@@ -6,10 +6,12 @@ Versions: Python 3.11, torch 2.15.0, torchvision 0.29.2, Pillow 13.0.0 (libjpeg-
 
 decode.safetensors      encoded files and what Pillow makes of them
 transform.safetensors   every operation alone, whole chains, and random boxes, by torchvision
+transform_resize.json   SHA-256 sums of resized parts and centres of noise, of many shapes
 """
 
 import hashlib
 import io
+import json
 import pathlib
 import struct
 import zlib
@@ -248,6 +250,47 @@ def box_values():
     return out
 
 
+def noise(width, height, seed):
+    """The high bytes of Knuth's 32-bit linear congruential generator, black and white in between:
+    what a cubic filter overshoots most."""
+    state, out = np.uint32(seed), bytearray()
+    for _ in range(3 * width * height):
+        state = np.uint32((int(state) * 1664525 + 1013904223) % 2**32)
+        value = int(state) >> 24
+        out.append(0 if value < 64 else 255 if value > 191 else value)
+    return Image.frombytes("RGB", (width, height), bytes(out))
+
+
+def resize_cases():
+    """[seed, width, height, part (top, left, height, width) or null, size, filter, flip, sum of planes].
+
+    Without a part: shorter side to `size` by bicubic, then the centre, mirrored at last.
+    """
+    rng = np.random.default_rng(8)
+    shapes = [(1, 1), (1, 9), (9, 1), (2, 2), (3, 70), (70, 3), (16, 16), (37, 31), (131, 90)]
+    cases = []
+    for seed, (width, height) in enumerate(shapes):
+        image = noise(width, height, seed)
+        for size in (1, 2, 16, 31, 32, 37, 65):
+            parts = [None, (0, 0, height, width)]
+            for _ in range(3):
+                h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
+                top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+                parts.append(tuple(int(x) for x in (top, left, h, w)))
+            for part in parts:
+                flip = bool(rng.integers(0, 2))
+                name = "bicubic" if part is None else ("bilinear", "bicubic")[rng.integers(0, 2)]
+                if part is None:
+                    out = F.center_crop(F.resize(image, size, Mode.BICUBIC), [size, size])
+                    out = F.hflip(out) if flip else out
+                else:
+                    out = F.hflip(image) if flip else image
+                    out = F.resized_crop(out, *part, [size, size], Mode(name))
+                digest = hashlib.sha256(array(out).transpose(2, 0, 1).tobytes()).hexdigest()
+                cases.append([seed, width, height, part, size, name, flip, digest])
+    return cases
+
+
 def sums():
     """Sums over every colour, for the unit tests of src/data/transform/color.rs."""
 
@@ -272,5 +315,7 @@ def sums():
 if __name__ == "__main__":
     save_file(decode_files(), HERE / "decode.safetensors")
     save_file(op_values() | box_values(), HERE / "transform.safetensors")
+    cases = ",\n".join(json.dumps(case) for case in resize_cases())
+    (HERE / "transform_resize.json").write_text(f"[\n{cases}\n]\n")
     for name, digest in sums():
         print(f"{name:12} {digest}")

@@ -7,10 +7,6 @@
 
 use crate::simd::vectorised;
 
-/// Weights whose sum falls below this are left out at the ends of the kernel: together they move
-/// no sample by more than 255 times this.
-const NEGLIGIBLE: f32 = 1e-6;
-
 /// Samples filtered at a time; a multiple of every vector width.
 const LANES: usize = 32;
 
@@ -20,8 +16,8 @@ pub struct Blur {
     /// Weight at distance 0, 1, 2, … from the centre.
     weights: Vec<f32>,
     /// One row with its reflections at both ends.
-    padded: Vec<f32>,
-    /// All rows after the horizontal pass.
+    line: Vec<f32>,
+    /// All rows after the horizontal pass, with their reflections.
     rows: Vec<f32>,
 }
 
@@ -31,22 +27,24 @@ impl Blur {
     /// repeating the outermost pixel.
     ///
     /// A reflection must fit into the picture; where it does not, torch raises an error and this
-    /// takes the largest kernel that fits.
+    /// takes the largest kernel that fits. Weights at the ends of the kernel are left out while
+    /// their sum is not above `tolerance`: no sample moves by more than 255 times this.
     pub fn apply(
         &mut self,
         planes: &mut [u8],
         [height, width]: [usize; 2],
         kernel: usize,
         sigma: f64,
+        tolerance: f32,
     ) {
-        self.set_weights(kernel.min(2 * width.min(height) - 1), sigma as f32);
+        self.set_weights(kernel.min(2 * width.min(height) - 1), sigma as f32, tolerance);
         for plane in planes.chunks_exact_mut(height * width) {
             filter(self, plane, width);
         }
     }
 
     /// Half of torchvision's one-dimensional kernel, without its negligible ends.
-    fn set_weights(&mut self, kernel: usize, sigma: f32) {
+    fn set_weights(&mut self, kernel: usize, sigma: f32, tolerance: f32) {
         let density = |x: usize| (-0.5 * (x as f32 / sigma).powi(2)).exp();
         self.weights.clear();
         self.weights.extend((0..=kernel / 2).map(density));
@@ -55,7 +53,7 @@ impl Blur {
         let mut tail = 0.0;
         while self.weights.len() > 1 {
             tail += 2.0 * self.weights[self.weights.len() - 1];
-            if tail > NEGLIGIBLE {
+            if tail > tolerance {
                 break;
             }
             self.weights.pop();
@@ -66,62 +64,62 @@ impl Blur {
 vectorised! {
     /// Both passes over one plane.
     fn filter(blur: &mut Blur, plane: &mut [u8], width: usize) {
-        let Blur { weights, padded, rows } = blur;
+        let Blur { weights, line, rows } = blur;
         let (reach, height) = (weights.len() - 1, plane.len() / width);
-        // Rows are stored in whole groups of lanes; what lies behind their end is never read back.
+        // Lines are stored in whole groups of lanes; what lies behind their end is never read back.
         let stride = width.next_multiple_of(LANES);
-        padded.resize(stride + 2 * reach, 0.0);
-        rows.resize(stride * height, 0.0);
-        for (row, filtered) in plane.chunks_exact(width).zip(rows.chunks_exact_mut(stride)) {
-            pad(row, reach, padded);
+        line.resize(stride + 2 * reach, 0.0);
+        rows.resize(stride * (height + 2 * reach), 0.0);
+        let inner = reach * stride..(reach + height) * stride;
+        for (row, filtered) in plane.chunks_exact(width).zip(rows[inner].chunks_exact_mut(stride)) {
+            for (to, &sample) in line[reach..].iter_mut().zip(row) {
+                *to = f32::from(sample);
+            }
+            reflect(line, reach, width, 1);
             for (at, filtered) in (0..).step_by(LANES).zip(filtered.as_chunks_mut().0) {
-                *filtered = convolve(weights, |step| lanes(padded, at + reach.wrapping_add_signed(step)));
+                *filtered = convolve(weights, &line[at..], 1);
             }
         }
+        reflect(rows, reach, height, stride);
         for (y, row) in plane.chunks_exact_mut(width).enumerate() {
-            for (at, row) in (0..).step_by(LANES).zip(row.chunks_mut(LANES)) {
-                let sums = convolve(weights, |step| {
-                    lanes(rows, reflect(y as isize + step, height) * stride + at)
-                });
-                let sums = sums.map(round);
-                row.copy_from_slice(&sums[..row.len()]);
+            let (groups, rest) = row.as_chunks_mut();
+            for (group, samples) in groups.iter_mut().enumerate() {
+                let lines = &rows[y * stride + group * LANES..];
+                *samples = round(&convolve(weights, lines, stride));
+            }
+            if !rest.is_empty() {
+                let lines = &rows[y * stride + groups.len() * LANES..];
+                let samples = round(&convolve(weights, lines, stride));
+                rest.copy_from_slice(&samples[..rest.len()]);
             }
         }
     }
 }
 
-/// Index of a row or column in a side of `side`, reflected at both ends.
+/// Of `reach + side + reach` items of `length` numbers, fills the first and the last `reach` with
+/// reflections of those between.
 #[inline(always)]
-fn reflect(at: isize, side: usize) -> usize {
-    let last = side as isize - 1;
-    (last - (last - at.abs()).abs()) as usize
-}
-
-/// One row as `f32`, with `reach` reflected samples before and after it.
-#[inline(always)]
-fn pad(row: &[u8], reach: usize, padded: &mut [f32]) {
-    for (to, &sample) in padded[reach..].iter_mut().zip(row) {
-        *to = f32::from(sample);
-    }
-    for step in 1..=reach as isize {
-        let (before, after) = (-step, row.len() as isize - 1 + step);
-        for at in [before, after] {
-            padded[reach.wrapping_add_signed(at)] = f32::from(row[reflect(at, row.len())]);
+fn reflect(items: &mut [f32], reach: usize, side: usize, length: usize) {
+    for step in 1..=reach {
+        let last = reach + side - 1;
+        for (from, to) in [(reach + step, reach - step), (last - step, last + step)] {
+            items.copy_within(from * length..(from + 1) * length, to * length);
         }
     }
 }
 
+/// `Σ weight(|step|) · line(step)` over steps from minus to plus the reach of the weights, of
+/// lines that follow each other at `stride`.
 #[inline(always)]
-fn lanes(samples: &[f32], at: usize) -> &[f32; LANES] {
-    samples[at..].first_chunk().expect("lines are whole groups of lanes")
-}
-
-/// `Σ weight(|step|) · line(step)` over steps from minus to plus the reach of the weights.
-#[inline(always)]
-fn convolve<'a>(weights: &[f32], line: impl Fn(isize) -> &'a [f32; LANES]) -> [f32; LANES] {
-    let mut sum = line(0).map(|x| x * weights[0]);
+fn convolve(weights: &[f32], lines: &[f32], stride: usize) -> [f32; LANES] {
+    let reach = weights.len() - 1;
+    let mut sum = *lanes(lines, reach * stride);
+    for x in &mut sum {
+        *x *= weights[0];
+    }
     for (step, &weight) in (1..).zip(&weights[1..]) {
-        let (before, after) = (line(-step), line(step));
+        let before = lanes(lines, (reach - step) * stride);
+        let after = lanes(lines, (reach + step) * stride);
         for i in 0..LANES {
             sum[i] += weight * (before[i] + after[i]);
         }
@@ -129,12 +127,21 @@ fn convolve<'a>(weights: &[f32], line: impl Fn(isize) -> &'a [f32; LANES]) -> [f
     sum
 }
 
-/// Nearest integer, ties to even, of a number from 0 to 255 (and a rounding error more).
 #[inline(always)]
-fn round(x: f32) -> u8 {
-    // At 2²³ the step between neighbouring numbers is 1: the addition rounds, and the integer
-    // stands in the low bits of the sum.
-    (x + 8_388_608.0).to_bits() as u8
+fn lanes(samples: &[f32], at: usize) -> &[f32; LANES] {
+    samples[at..].first_chunk().expect("lines are whole groups of lanes")
+}
+
+/// Nearest integers, ties to even, of numbers from 0 to 255 (and a rounding error more).
+#[inline(always)]
+fn round(numbers: &[f32; LANES]) -> [u8; LANES] {
+    let mut samples = [0; LANES];
+    for (sample, x) in samples.iter_mut().zip(numbers) {
+        // At 2²³ the step between neighbouring numbers is 1: the addition rounds, and the integer
+        // stands in the low bits of the sum.
+        *sample = (x + 8_388_608.0).to_bits() as u8;
+    }
+    samples
 }
 
 #[cfg(test)]
@@ -145,16 +152,16 @@ mod tests {
     fn rounding_is_to_nearest_with_ties_to_even() {
         for i in 0..=255 * 8 {
             let x = i as f32 / 8.0;
-            assert_eq!(f32::from(round(x)), x.round_ties_even(), "{x}");
+            assert_eq!(f32::from(round(&[x; LANES])[1]), x.round_ties_even(), "{x}");
         }
-        assert_eq!(round(255.0001), 255);
+        assert_eq!(round(&[255.0001; LANES]), [255; LANES]);
     }
 
     #[test]
     fn reflection_does_not_repeat_the_edge() {
-        let row: Vec<usize> = (-3..8).map(|x| reflect(x, 5)).collect();
-        assert_eq!(row, [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]);
-        assert_eq!(reflect(0, 1), 0);
+        let mut items = [9.0, 9.0, 9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0];
+        reflect(&mut items, 3, 5, 1);
+        assert_eq!(items, [3.0, 2.0, 1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 1.0]);
     }
 
     /// A kernel that the picture cannot hold shrinks to the largest that it can.
@@ -163,13 +170,13 @@ mod tests {
         let picture: Vec<u8> = (0..4 * 5 * 3).map(|i| (i * 37 % 256) as u8).collect();
         let blurred = |kernel| {
             let mut rgb = picture.clone();
-            Blur::default().apply(&mut rgb, [4, 5], kernel, 2.0);
+            Blur::default().apply(&mut rgb, [4, 5], kernel, 2.0, 1e-6);
             rgb
         };
         assert_eq!(blurred(21), blurred(7));
         assert_ne!(blurred(7), blurred(5));
         let mut pixel = [1, 2, 3];
-        Blur::default().apply(&mut pixel, [1, 1], 21, 2.0);
+        Blur::default().apply(&mut pixel, [1, 1], 21, 2.0, 1e-6);
         assert_eq!(pixel, [1, 2, 3]);
     }
 }

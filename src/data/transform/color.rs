@@ -40,7 +40,7 @@ pub(super) fn steps(turn: f64) -> u8 {
 vectorised! {
     /// Replaces every pixel of `[3, ..]` samples by its luminance, three equal channels.
     pub fn grayscale(planes: &mut [u8]) {
-        map_pixels(planes, |pixel| [luminance(pixel); 3]);
+        map_pixels(planes, Gray);
     }
 }
 
@@ -54,19 +54,13 @@ vectorised! {
 
 vectorised! {
     fn saturate(planes: &mut [u8], factor: f32) {
-        map_pixels(planes, |pixel| {
-            let gray = luminance(pixel);
-            pixel.map(|x| blend(gray, x, factor))
-        });
+        map_pixels(planes, Saturate(factor));
     }
 }
 
 vectorised! {
     fn turn_hue(planes: &mut [u8], steps: u8) {
-        map_pixels(planes, |pixel| {
-            let [h, s, v] = rgb_to_hsv(pixel);
-            hsv_to_rgb([h.wrapping_add(steps), s, v])
-        });
+        map_pixels(planes, Turn(steps));
     }
 }
 
@@ -85,12 +79,47 @@ vectorised! {
     }
 }
 
+/// A change of one pixel. Not a closure, because those are not compiled for the instructions of
+/// the function that they are handed to.
+trait Change {
+    fn apply(&self, pixel: [u8; 3]) -> [u8; 3];
+}
+
 #[inline(always)]
-fn map_pixels(planes: &mut [u8], change: impl Fn([u8; 3]) -> [u8; 3]) {
+fn map_pixels(planes: &mut [u8], change: impl Change) {
     let (r, gb) = planes.split_at_mut(planes.len() / 3);
     let (g, b) = gb.split_at_mut(r.len());
     for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-        [*r, *g, *b] = change([*r, *g, *b]);
+        [*r, *g, *b] = change.apply([*r, *g, *b]);
+    }
+}
+
+struct Gray;
+
+impl Change for Gray {
+    #[inline(always)]
+    fn apply(&self, pixel: [u8; 3]) -> [u8; 3] {
+        [luminance(pixel); 3]
+    }
+}
+
+struct Saturate(f32);
+
+impl Change for Saturate {
+    #[inline(always)]
+    fn apply(&self, [r, g, b]: [u8; 3]) -> [u8; 3] {
+        let gray = luminance([r, g, b]);
+        [blend(gray, r, self.0), blend(gray, g, self.0), blend(gray, b, self.0)]
+    }
+}
+
+struct Turn(u8);
+
+impl Change for Turn {
+    #[inline(always)]
+    fn apply(&self, pixel: [u8; 3]) -> [u8; 3] {
+        let [h, s, v] = rgb_to_hsv(pixel);
+        hsv_to_rgb([h.wrapping_add(self.0), s, v])
     }
 }
 
@@ -105,7 +134,16 @@ fn luminance([r, g, b]: [u8; 3]) -> u8 {
 #[inline(always)]
 fn blend(a: u8, b: u8, factor: f32) -> u8 {
     let (a, b) = (f32::from(a), f32::from(b));
-    (a + factor * (b - a)).clamp(0.0, 255.0) as i32 as u8
+    truncate((a + factor * (b - a)).clamp(0.0, 255.0))
+}
+
+/// The integer part of a number from 0 to 255, without the cases that a cast has to look at.
+#[inline(always)]
+fn truncate(x: f32) -> u8 {
+    // At 2²³ the step between neighbouring numbers is 1: the addition rounds to nearest.
+    const SHIFT: f32 = 8_388_608.0;
+    let shifted = x + SHIFT;
+    (shifted.to_bits() - u32::from(shifted - SHIFT > x)) as u8
 }
 
 /// Pillow's `convert("HSV")`. The mixture of `f32` and `f64` is its own and decides the last bit.
@@ -115,18 +153,29 @@ fn rgb_to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
     // Where all are equal, hue and saturation are 0 whatever they are divided by.
     let range = f32::from(max - min);
     let divisor = range.max(1.0);
-    let below_max = |x: u8| f32::from(max - x) / divisor;
-    let (rc, gc, bc) = (below_max(r), below_max(g), below_max(b));
-    let from_red = bc - gc;
-    let from_green = (2.0 + f64::from(rc) - f64::from(bc)) as f32;
-    let from_blue = (4.0 + f64::from(gc) - f64::from(rc)) as f32;
-    let h = if g == max { from_green } else { from_blue };
-    let h = if r == max { from_red } else { h };
+    let rc = f32::from(max - r) / divisor;
+    let gc = f32::from(max - g) / divisor;
+    let bc = f32::from(max - b) / divisor;
+    let (ahead, behind) = if g == max { (rc, bc) } else { (gc, rc) };
+    let (ahead, behind) = if r == max { (bc, gc) } else { (ahead, behind) };
+    let from = if g == max { 2.0 } else { 4.0 };
+    let from = if r == max { 0.0 } else { from };
+    let h = (from + f64::from(ahead) - f64::from(behind)) as f32;
     // `h` lies in [-1, 5], so the remainder after 1 is one subtraction.
-    let circle = f64::from(h) / 6.0 + 1.0;
+    let circle = f64::from(h) * (1.0 / 6.0) + 1.0;
     let h = (circle - if circle >= 1.0 { 1.0 } else { 0.0 }) as f32;
     let s = range / f32::from(max.max(1));
-    [(f64::from(h) * 255.0) as i32 as u8, (f64::from(s) * 255.0) as i32 as u8, max]
+    [truncate_product(h), truncate_product(s), max]
+}
+
+/// The integer part of `255 · x`, exactly multiplied, of a number from 0 to 1.
+#[inline(always)]
+fn truncate_product(x: f32) -> u8 {
+    // As in `truncate`.
+    const SHIFT: f64 = 4_503_599_627_370_496.0;
+    let x = f64::from(x) * 255.0;
+    let shifted = x + SHIFT;
+    (shifted.to_bits() - u64::from(shifted - SHIFT > x)) as u8
 }
 
 /// Pillow's way back from `HSV`.
@@ -139,20 +188,28 @@ fn rgb_to_hsv([r, g, b]: [u8; 3]) -> [u8; 3] {
 fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     let position = u32::from(h) * 6;
     let sextant = position / 255;
-    let within = position % 255;
-    let scaled =
-        |w: u32| (u32::from(v) * (255 * 255 - u32::from(s) * w) + 255 * 255 / 2) / (255 * 255);
-    let (p, q, t) = (scaled(255) as u8, scaled(within) as u8, scaled(255 - within) as u8);
+    let within = position - sextant * 255;
+    let p = scaled(s, v, 255);
+    let q = scaled(s, v, within);
+    let t = scaled(s, v, 255 - within);
     // A hue of 255 has gone all the way round: sextant 6 is 0.
-    let pick = |[a, b, c, d, e, f]: [u8; 6]| match sextant {
-        1 => b,
-        2 => c,
-        3 => d,
-        4 => e,
-        5 => f,
-        _ => a,
-    };
-    [pick([v, q, p, p, t, v]), pick([t, v, v, q, p, p]), pick([p, p, t, v, v, q])]
+    let is = |a, b| (sextant == a) | (sextant == b);
+    let r = if is(2, 3) { p } else { v };
+    let r = if sextant == 1 { q } else { r };
+    let r = if sextant == 4 { t } else { r };
+    let g = if is(1, 2) { v } else { p };
+    let g = if is(0, 6) { t } else { g };
+    let g = if sextant == 3 { q } else { g };
+    let b = if is(3, 4) { v } else { p };
+    let b = if sextant == 2 { t } else { b };
+    let b = if sextant == 5 { q } else { b };
+    [r, g, b]
+}
+
+/// `v · (255² - s · w) / 255²`, rounded.
+#[inline(always)]
+fn scaled(s: u8, v: u8, w: u32) -> u8 {
+    ((u32::from(v) * (255 * 255 - u32::from(s) * w) + 255 * 255 / 2) / (255 * 255)) as u8
 }
 
 #[cfg(test)]

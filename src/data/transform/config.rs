@@ -19,12 +19,35 @@ pub struct TransformConfig {
     pub std: [f64; 3],
     /// What training does; evaluation always resizes the shorter side and crops the centre.
     pub train: Augment,
+    /// How training pictures are computed; evaluation is always exact.
+    pub fidelity: Fidelity,
+}
+
+/// How closely a training picture equals what Pillow and torchvision make of the same draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fidelity {
+    /// To the bit, but for the blur, which may differ by 1/255 where a rounding is that close.
+    #[default]
+    Exact,
+    /// As the eye sees it; see [`Transform`](super::Transform) for the differences.
+    Fast,
+}
+
+impl Fidelity {
+    /// The part of a blur that may be left out; a sample moves by 255 times this at most.
+    pub(super) fn blur_tolerance(self) -> f32 {
+        match self {
+            Self::Exact => 1e-6,
+            Self::Fast => 1e-3,
+        }
+    }
 }
 
 impl TransformConfig {
     /// CLIP's normalisation around `train`.
     pub fn new(image_size: usize, train: Augment) -> Self {
-        Self { image_size, mean: CLIP_MEAN, std: CLIP_STD, train }
+        let fidelity = Fidelity::Exact;
+        Self { image_size, mean: CLIP_MEAN, std: CLIP_STD, train, fidelity }
     }
 
     /// Checks every field.

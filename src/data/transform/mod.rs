@@ -9,14 +9,19 @@ pub mod color;
 pub mod config;
 pub mod draws;
 pub mod resize;
+mod finish;
 mod resample;
+mod transpose;
 mod weights;
+
+use finish::Base;
 
 use crate::Result;
 use crate::data::decode::Rgb8;
+use crate::data::jpeg::Plane;
 use crate::rng::Rng;
 
-pub use config::{Augment, TransformConfig};
+pub use config::{Augment, Fidelity, TransformConfig};
 pub use draws::{CropBox, Draws};
 
 /// A checked [`TransformConfig`], ready to run. Shared by all workers.
@@ -25,6 +30,9 @@ pub struct Transform {
     config: TransformConfig,
     /// Normalised value of every 8-bit sample, per channel.
     normalised: [[f32; 256]; 3],
+    /// The same as `x · scale + offset`, for numbers between the samples.
+    scale: [f32; 3],
+    offset: [f32; 3],
 }
 
 /// Buffers of one worker, used again for every picture.
@@ -38,10 +46,13 @@ pub struct Scratch {
 
 /// A picture on its way: resized, and still to be normalised. A quarter of the size of the row of
 /// a batch that it becomes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resized {
     /// `[3, S, S]`
     samples: Vec<u8>,
+    base: finish::Base,
+    /// Colour changes that are left to do.
+    steps: Vec<finish::Step>,
 }
 
 impl Transform {
@@ -55,7 +66,10 @@ impl Transform {
             let (mean, std) = (config.mean[channel] as f32, config.std[channel] as f32);
             std::array::from_fn(|value| (value as f32 / 255.0 - mean) / std)
         });
-        Ok(Self { config, normalised })
+        let scale = std::array::from_fn(|channel| (1.0 / (255.0 * config.std[channel])) as f32);
+        let offset =
+            std::array::from_fn(|channel| (-config.mean[channel] / config.std[channel]) as f32);
+        Ok(Self { config, normalised, scale, offset })
     }
 
     /// What it was built from.
@@ -93,18 +107,22 @@ impl Transform {
         out: &mut Resized,
     ) {
         let (size, augment) = (self.config.image_size, &self.config.train);
-        let Scratch { resizer, blur, .. } = scratch;
-        let planes = out.planes(size);
+        let planes = out.begin(Base::Rgb, size);
         match draws.crop {
             Some(_) => {
+                let resizer = &mut scratch.resizer;
                 resizer.crop(image, part, draws.flip, augment.interpolation, size, planes);
             }
             None => {
-                resizer.centre(image, size, planes);
+                scratch.resizer.centre(image, size, planes);
                 if draws.flip {
                     resize::flip_horizontal(planes, size);
                 }
             }
+        }
+        if self.config.fidelity == Fidelity::Fast {
+            self.blur(draws, scratch, out);
+            return out.put_off(draws, size);
         }
         for change in draws.jitter.iter().flatten().flatten() {
             change.apply(planes);
@@ -112,23 +130,86 @@ impl Transform {
         if draws.gray {
             color::grayscale(planes);
         }
+        self.blur(draws, scratch, out);
+    }
+
+    /// [`Transform::augment`] of a JPEG as it is stored, Y, Cb and Cr, for [`Fidelity::Fast`]:
+    /// each plane is brought to the size of the result at once, whatever size it was decoded at.
+    /// `part` is what [`Draws::part`] asked for, in pixels of the picture.
+    pub fn augment_planes(
+        &self,
+        planes: &[Plane; 3],
+        part: CropBox,
+        draws: &Draws,
+        scratch: &mut Scratch,
+        out: &mut Resized,
+    ) {
+        let (size, augment) = (self.config.image_size, &self.config.train);
+        let samples = out.begin(Base::Ycc, size);
+        for (plane, samples) in planes.iter().zip(samples.chunks_exact_mut(size * size)) {
+            if plane.width == 0 {
+                samples.fill(128);
+                continue;
+            }
+            match draws.crop {
+                Some(_) => {
+                    let resizer = &mut scratch.resizer;
+                    resizer.crop_plane(
+                        plane,
+                        part,
+                        draws.flip,
+                        augment.interpolation,
+                        size,
+                        samples,
+                    );
+                }
+                None => {
+                    scratch.resizer.centre_plane(plane, [part.width, part.height], size, samples)
+                }
+            }
+        }
+        if draws.crop.is_none() && draws.flip {
+            resize::flip_horizontal(samples, size);
+        }
+        self.blur(draws, scratch, out);
+        out.put_off(draws, size);
+    }
+
+    fn blur(&self, draws: &Draws, scratch: &mut Scratch, out: &mut Resized) {
         if let Some(sigma) = draws.blur_sigma {
-            blur.apply(planes, [size, size], augment.blur_kernel, sigma);
+            let (size, kernel) = (self.config.image_size, self.config.train.blur_kernel);
+            let tolerance = self.config.fidelity.blur_tolerance();
+            scratch.blur.apply(&mut out.samples, [size, size], kernel, sigma, tolerance);
         }
     }
 
     /// Resizes a picture for evaluation and crops its centre.
     pub fn centre(&self, image: &Rgb8, scratch: &mut Scratch, out: &mut Resized) {
         let size = self.config.image_size;
-        scratch.resizer.centre(image, size, out.planes(size));
+        scratch.resizer.centre(image, size, out.begin(Base::Rgb, size));
+    }
+
+    /// How often a JPEG may be halved, at most thrice, before its planes go to
+    /// [`Transform::augment_planes`]: `part` still has the size of the result then.
+    pub fn halvings(&self, part: CropBox) -> u32 {
+        let short = part.width.min(part.height) as usize;
+        (1..=3).rev().find(|n| short >> n >= self.config.image_size).unwrap_or(0)
     }
 
     /// The last pass: what is left to do, and torchvision's `ToTensor` and `Normalize`, into a row
     /// of a batch, `[3, S, S]`.
     pub fn finish(&self, resized: &Resized, row: &mut [f32]) {
         assert_eq!(row.len(), resized.samples.len(), "a row is [3, S, S]");
+        if resized.base == Base::Rgb && resized.steps.is_empty() {
+            self.normalise(&resized.samples, row);
+        } else {
+            finish::finish(resized, self.scale, self.offset, row);
+        }
+    }
+
+    fn normalise(&self, samples: &[u8], row: &mut [f32]) {
         let plane = row.len() / 3;
-        let planes = row.chunks_exact_mut(plane).zip(resized.samples.chunks_exact(plane));
+        let planes = row.chunks_exact_mut(plane).zip(samples.chunks_exact(plane));
         for ((row, samples), table) in planes.zip(&self.normalised) {
             for (value, &sample) in row.iter_mut().zip(samples) {
                 *value = table[usize::from(sample)];
@@ -138,7 +219,10 @@ impl Transform {
 }
 
 impl Resized {
-    fn planes(&mut self, size: usize) -> &mut [u8] {
+    /// Nothing left to do, and room for the planes.
+    fn begin(&mut self, base: Base, size: usize) -> &mut [u8] {
+        self.base = base;
+        self.steps.clear();
         self.samples.resize(3 * size * size, 0);
         &mut self.samples
     }

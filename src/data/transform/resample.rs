@@ -4,11 +4,9 @@
 //! the columns. A row at a time would leave vector registers half empty, so some rows are turned
 //! into a tile whose columns lie together, and one coefficient is multiplied with all of them.
 
+use super::transpose::{Rows, SQUARE, transpose};
 use super::weights::{BITS, Weights};
 use crate::simd::vectorised;
-
-/// Side of the squares that are transposed.
-const SQUARE: usize = 16;
 
 /// Samples whose vertical sums are kept in registers at a time; a multiple of [`SQUARE`].
 const LANES: usize = 32;
@@ -46,7 +44,18 @@ vectorised! {
         source: Samples<'_, 3>,
         out: &mut [u8],
     ) {
-        resampler.run::<3, 16, 48>(source, out);
+        resampler.run::<3, 32, 96>(source, out);
+    }
+}
+
+vectorised! {
+    /// One plane to another, `[H, W]`.
+    pub(super) fn resample_plane(
+        resampler: &mut Resampler,
+        source: Samples<'_, 1>,
+        out: &mut [u8],
+    ) {
+        resampler.run::<1, 64, 64>(source, out);
     }
 }
 
@@ -65,81 +74,45 @@ impl Resampler {
         turned.resize(wide * N, 0);
         middle.resize(rows.len().next_multiple_of(T) * C * wide, 0);
         for (first, middle) in rows.clone().step_by(T).zip(middle.chunks_exact_mut(T * C * wide)) {
-            let lines: [&[u8]; T] = std::array::from_fn(|i| {
-                let row = (first + i).min(rows.end - 1) * source.stride;
-                &source.data[row + columns.start * C..row + columns.end * C]
-            });
-            turn(&lines, tile);
-            sum_rows::<C, N>(tile, columns.start, across, turned);
-            turn_back::<C, T>(turned, middle);
+            let data = &source.data[first * source.stride + columns.start * C..];
+            let lines = Rows { data, stride: source.stride, count: T.min(rows.end - first) };
+            transpose(lines, [T, columns.len() * C], tile, T);
+            sum_rows::<N>(tile, columns.start, across, turned);
+            for channel in 0..C {
+                let lines = Rows { data: &turned[channel * T..], stride: N, count: wide };
+                transpose(lines, [wide, T], &mut middle[channel * wide..], C * wide);
+            }
         }
         sum_columns::<C>(middle, rows.start, down, wide, across.len(), out);
     }
 }
 
-/// Rows to columns: `tile[j][i] = lines[i][j]`.
-#[inline(always)]
-fn turn<const T: usize>(lines: &[&[u8]; T], tile: &mut [u8]) {
-    for (square, columns) in tile.chunks_exact_mut(SQUARE * T).enumerate() {
-        for part in (0..T).step_by(SQUARE) {
-            let rows = std::array::from_fn(|i| load(lines[part + i], square * SQUARE));
-            for (column, turned) in columns.chunks_exact_mut(T).zip(transpose(rows)) {
-                column[part..part + SQUARE].copy_from_slice(&turned);
-            }
-        }
-    }
-}
-
-/// Samples of a line; zeros behind its end.
-#[inline(always)]
-fn load(line: &[u8], at: usize) -> [u8; SQUARE] {
-    let line = &line[at..];
-    match line.first_chunk() {
-        Some(samples) => *samples,
-        None => {
-            let mut samples = [0; SQUARE];
-            samples[..line.len()].copy_from_slice(line);
-            samples
-        }
-    }
-}
-
 /// Every resized column of a tile.
 #[inline(always)]
-fn sum_rows<const C: usize, const N: usize>(
-    tile: &[u8],
-    first: usize,
-    across: &Weights,
-    turned: &mut [u8],
-) {
+fn sum_rows<const N: usize>(tile: &[u8], first: usize, across: &Weights, turned: &mut [u8]) {
     for ((start, weights), out) in across.iter().zip(turned.as_chunks_mut::<N>().0) {
-        let columns = &tile.as_chunks::<N>().0[start - first..];
-        let mut sums = [HALF; N];
-        for (&weight, column) in weights.iter().zip(columns) {
-            for i in 0..N {
-                sums[i] += weight * i32::from(column[i]);
-            }
+        for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+            let columns = &tile[(start - first) * N + group * LANES..];
+            *out = weigh(weights, columns, N);
         }
-        *out = sums.map(clip);
     }
 }
 
-/// A resized tile back to rows, its channels one after the other.
+/// `Σ weight · line`, of lines that follow each other at `stride`.
 #[inline(always)]
-fn turn_back<const C: usize, const T: usize>(turned: &[u8], rows: &mut [u8]) {
-    let wide = turned.len() / (C * T);
-    for channel in 0..C {
-        for part in (0..T).step_by(SQUARE) {
-            for at in (0..wide).step_by(SQUARE) {
-                let columns =
-                    std::array::from_fn(|i| load(&turned[(at + i) * C * T + channel * T..], part));
-                for (i, row) in transpose(columns).into_iter().enumerate() {
-                    let place = ((part + i) * C + channel) * wide + at;
-                    rows[place..place + SQUARE].copy_from_slice(&row);
-                }
-            }
+fn weigh(weights: &[i32], lines: &[u8], stride: usize) -> [u8; LANES] {
+    let mut sums = [HALF; LANES];
+    for (&weight, line) in weights.iter().zip(lines.chunks(stride)) {
+        let line: &[u8; LANES] = line.first_chunk().expect("lines are whole lanes");
+        for i in 0..LANES {
+            sums[i] += weight * i32::from(line[i]);
         }
     }
+    let mut samples = [0; LANES];
+    for i in 0..LANES {
+        samples[i] = (sums[i] >> BITS).clamp(0, 255) as u8;
+    }
+    samples
 }
 
 /// Every resized row of the picture.
@@ -155,45 +128,15 @@ fn sum_columns<const C: usize>(
     let (stride, plane) = (C * wide, out.len() / C);
     for (y, (start, weights)) in down.iter().enumerate() {
         for channel in 0..C {
-            let out = &mut out[channel * plane + y * width..][..width];
-            for (at, out) in (0..).step_by(LANES).zip(out.chunks_mut(LANES)) {
-                let rows = middle[(start - first) * stride + channel * wide + at..].chunks(stride);
-                let mut sums = [HALF; LANES];
-                for (&weight, row) in weights.iter().zip(rows) {
-                    let row: &[u8; LANES] = row.first_chunk().expect("rows are whole lanes");
-                    for i in 0..LANES {
-                        sums[i] += weight * i32::from(row[i]);
-                    }
-                }
-                let sums = sums.map(clip);
-                match out.as_mut_array() {
-                    Some(out) => *out = sums,
-                    None => out.copy_from_slice(&sums[..out.len()]),
-                }
+            let lines = &middle[(start - first) * stride + channel * wide..];
+            let (groups, rest) = out[channel * plane + y * width..][..width].as_chunks_mut();
+            for (group, out) in groups.iter_mut().enumerate() {
+                *out = weigh(weights, &lines[group * LANES..], stride);
+            }
+            if !rest.is_empty() {
+                let samples = weigh(weights, &lines[groups.len() * LANES..], stride);
+                rest.copy_from_slice(&samples[..rest.len()]);
             }
         }
     }
-}
-
-/// From fixed point to a sample.
-#[inline(always)]
-fn clip(sum: i32) -> u8 {
-    (sum >> BITS).clamp(0, 255) as u8
-}
-
-/// Four rounds of interleaving the first half of the rows with the second.
-#[inline(always)]
-fn transpose(mut rows: [[u8; SQUARE]; SQUARE]) -> [[u8; SQUARE]; SQUARE] {
-    for _ in 0..4 {
-        let before = rows;
-        for i in 0..SQUARE / 2 {
-            for j in 0..SQUARE / 2 {
-                rows[2 * i][2 * j] = before[i][j];
-                rows[2 * i][2 * j + 1] = before[i + 8][j];
-                rows[2 * i + 1][2 * j] = before[i][j + 8];
-                rows[2 * i + 1][2 * j + 1] = before[i + 8][j + 8];
-            }
-        }
-    }
-    rows
 }

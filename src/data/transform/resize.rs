@@ -1,9 +1,10 @@
 //! Resizing with anti-aliasing, bit-identical to Pillow, and the sizes that torchvision asks for.
 
 use super::draws::CropBox;
-use super::resample::{Resampler, Samples, resample_rgb};
+use super::resample::{Resampler, Samples, resample_plane, resample_rgb};
 use super::weights::Axis;
 use crate::data::decode::Rgb8;
+use crate::data::jpeg::Plane;
 
 /// The filter of a resize; both widen with the factor when shrinking (anti-aliasing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,16 +13,6 @@ pub enum Interpolation {
     Bilinear,
     /// Cubic filter with a = -0.5 (Catmull–Rom), which is what Pillow calls bicubic.
     Bicubic,
-}
-
-impl Interpolation {
-    /// How far the filter reaches from its middle.
-    pub(super) fn support(self) -> f64 {
-        match self {
-            Self::Bilinear => 1.0,
-            Self::Bicubic => 2.0,
-        }
-    }
 }
 
 /// A picture with the buffers and coefficients to resize it.
@@ -45,8 +36,8 @@ impl Resizer {
             [part.top, part.left, part.height, part.width].map(|x| x as usize);
         let stride = image.width as usize * 3;
         let Self(resampler) = self;
-        resampler.across.set(interpolation, &Axis::whole(width, size, mirrored));
-        resampler.down.set(interpolation, &Axis::whole(height, size, false));
+        resampler.across.set(interpolation, Axis::whole(width, size, mirrored));
+        resampler.down.set(interpolation, Axis::whole(height, size, false));
         let data = &image.data[top * stride + left * 3..];
         resample_rgb(resampler, Samples { data, stride }, out);
     }
@@ -58,10 +49,54 @@ impl Resizer {
     pub fn centre(&mut self, image: &Rgb8, size: usize, out: &mut [u8]) {
         let short = image.width.min(image.height);
         let Self(resampler) = self;
-        resampler.across.set(Interpolation::Bicubic, &centre(image.width, short, size));
-        resampler.down.set(Interpolation::Bicubic, &centre(image.height, short, size));
+        resampler.across.set(Interpolation::Bicubic, centre(image.width, short, size));
+        resampler.down.set(Interpolation::Bicubic, centre(image.height, short, size));
         let source = Samples { data: &image.data, stride: image.width as usize * 3 };
         resample_rgb(resampler, source, out);
+    }
+
+    /// [`Resizer::crop`] of one plane of a JPEG; `part` is in pixels of the picture. Samples that
+    /// lie outside of it altogether have no influence.
+    pub(super) fn crop_plane(
+        &mut self,
+        plane: &Plane,
+        part: CropBox,
+        mirrored: bool,
+        interpolation: Interpolation,
+        size: usize,
+        out: &mut [u8],
+    ) {
+        let across = Axis::part(part.left, part.width, size, mirrored);
+        let down = Axis::part(part.top, part.height, size, false);
+        self.plane(plane, interpolation, [across, down], out);
+    }
+
+    /// [`Resizer::centre`] of one plane of a JPEG of `width` by `height` pixels.
+    pub(super) fn centre_plane(
+        &mut self,
+        plane: &Plane,
+        [width, height]: [u32; 2],
+        size: usize,
+        out: &mut [u8],
+    ) {
+        let short = width.min(height);
+        let axes = [width, height].map(|side| centre(side, short, size));
+        self.plane(plane, Interpolation::Bicubic, axes, out);
+    }
+
+    fn plane(
+        &mut self,
+        plane: &Plane,
+        interpolation: Interpolation,
+        [across, down]: [Axis; 2],
+        out: &mut [u8],
+    ) {
+        let Self(resampler) = self;
+        let across = across.of_samples(plane.origin[0], plane.step[0], plane.width);
+        let down = down.of_samples(plane.origin[1], plane.step[1], plane.height);
+        resampler.across.set(interpolation, across);
+        resampler.down.set(interpolation, down);
+        resample_plane(resampler, Samples { data: &plane.data, stride: plane.stride }, out);
     }
 }
 
