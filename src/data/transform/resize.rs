@@ -1,7 +1,8 @@
-//! Resizing with anti-aliasing, bit-identical to Pillow, and the sizes that torchvision asks for.
+//! Resizing with anti-aliasing, bit-identical to Pillow 13, and the sizes that torchvision asks
+//! for.
 
 use super::draws::CropBox;
-use super::resample::{Resampler, Samples, resample_plane, resample_rgb};
+use super::resample::{First, Resampler, Samples, resample_plane, resample_rgb};
 use super::weights::Axis;
 use crate::data::decode::Rgb8;
 use crate::data::jpeg::Plane;
@@ -39,7 +40,8 @@ impl Resizer {
         resampler.across.set(interpolation, Axis::whole(width, size, mirrored));
         resampler.down.set(interpolation, Axis::whole(height, size, false));
         let data = &image.data[top * stride + left * 3..];
-        resample_rgb(resampler, Samples { data, stride }, out);
+        let first = first_axis([width, height], [size, size]);
+        resample_rgb(resampler, Samples { data, stride }, first, out);
     }
 
     /// Resizes the shorter side to `size` (bicubic) and cuts out the centre, `[3, size, size]`:
@@ -49,10 +51,13 @@ impl Resizer {
     pub fn centre(&mut self, image: &Rgb8, size: usize, out: &mut [u8]) {
         let short = image.width.min(image.height);
         let Self(resampler) = self;
-        resampler.across.set(Interpolation::Bicubic, centre(image.width, short, size));
-        resampler.down.set(Interpolation::Bicubic, centre(image.height, short, size));
+        let [across, down] = [image.width, image.height].map(|side| centre(side, short, size));
+        let sides = [across.samples.end, down.samples.end];
+        let first = first_axis(sides, [across.resized, down.resized]);
+        resampler.across.set(Interpolation::Bicubic, across);
+        resampler.down.set(Interpolation::Bicubic, down);
         let source = Samples { data: &image.data, stride: image.width as usize * 3 };
-        resample_rgb(resampler, source, out);
+        resample_rgb(resampler, source, first, out);
     }
 
     /// [`Resizer::crop`] of one plane of a JPEG; `part` is in pixels of the picture. Samples that
@@ -96,7 +101,23 @@ impl Resizer {
         let down = down.of_samples(plane.origin[1], plane.step[1], plane.height);
         resampler.across.set(interpolation, across);
         resampler.down.set(interpolation, down);
-        resample_plane(resampler, Samples { data: &plane.data, stride: plane.stride }, out);
+        let source = Samples { data: &plane.data, stride: plane.stride };
+        // Fewer rows are turned, before or after.
+        let shrinks = resampler.down.samples().len() > resampler.down.len();
+        let first = if shrinks { First::Columns } else { First::Rows };
+        resample_plane(resampler, source, first, out);
+    }
+}
+
+/// The axis that Pillow 13 resizes first: the height, where it shrinks and loses more than twice
+/// the pixels that the width loses. (This is how it behaves; earlier versions took the width.) The
+/// order counts, for there are 8 bits in between.
+fn first_axis([width, height]: [usize; 2], [to_width, to_height]: [usize; 2]) -> First {
+    let shrinks = height > to_height;
+    if shrinks && height + 2 * to_width > to_height + 2 * width {
+        First::Columns
+    } else {
+        First::Rows
     }
 }
 
