@@ -12,7 +12,7 @@ use roclip::rng::{Domain, Rng};
 use sha2::{Digest, Sha256};
 
 use crate::common::golden;
-use crate::common::pictures::{Pictures, difference, planes};
+use crate::common::pictures::{Pictures, cut, difference, planes};
 
 /// The colour operations are exact; the blur is within 1/255 (see `blur`).
 #[test]
@@ -125,13 +125,6 @@ fn every_shape_is_resized_as_by_torchvision() {
         let digest: String = Sha256::digest(&ours).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(digest, sum, "{width}x{height}, {part:?} to {size}, {filter:?}, flip {flip}");
     }
-}
-
-/// A part as a picture of its own.
-fn cut(image: &Rgb8, part: CropBox) -> Rgb8 {
-    let row = |y: u32| &image.data[(3 * (y * image.width + part.left)) as usize..];
-    let rows = (part.top..part.top + part.height).map(|y| &row(y)[..3 * part.width as usize]);
-    Rgb8 { width: part.width, height: part.height, data: rows.collect::<Vec<_>>().concat() }
 }
 
 /// The evaluation transform on sizes with odd offsets, extreme aspects and one pixel.

@@ -2,12 +2,12 @@
 //!
 //! The format (JPEG, PNG or WebP) is read from the first bytes, never from a name. Sizes are read
 //! from the header and held against [`DecodeLimits`] before anything is allocated, so a small file
-//! that declares a huge picture costs nothing.
+//! that declares a huge picture costs nothing. Of a JPEG only the part that is wanted is decoded.
 //!
 //! What differs from Pillow, on purpose or for want of anything better:
-//! - JPEG: chroma is upsampled by other arithmetic (at most 4/255 per sample); arithmetic coding
-//!   is refused; entropy data that cannot be decoded is an error, where libjpeg warns and
-//!   delivers grey.
+//! - JPEG of four components (CMYK) or of rare sampling: another decoder takes it, within 4/255;
+//!   arithmetic coding is refused; entropy data that cannot be decoded is an error, where libjpeg
+//!   warns and delivers grey.
 //! - 16-bit grey PNG: the high byte is taken, as for 16-bit colour. Pillow clips at 255, which
 //!   turns such a picture white.
 //! - GIF, BMP, TIFF, AVIF and HEIC are refused.
@@ -15,14 +15,14 @@
 //! As in Pillow: alpha is dropped, not blended; the orientation in EXIF is not applied; of an
 //! animation the first frame is taken; a file that ends before its picture does is an error.
 
-use std::io::Cursor;
+use std::time::{Duration, Instant};
 
-use image::codecs::{png::PngDecoder, webp::WebPDecoder};
-use image::{ColorType, ImageDecoder, ImageResult, Limits};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use super::jpeg::{Budget, Jpeg, JpegError, Plane, Scratch};
+use super::transform::draws::CropBox;
+
+mod fallback;
+
+use fallback::Late;
 
 /// A decoded picture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,11 +47,19 @@ pub struct DecodeLimits {
     /// Most scans of a progressive JPEG: each visits every block of the picture again. Encoders
     /// write about ten.
     pub max_scans: usize,
+    /// Longest time that one picture may take; looked at between rows, or between reads.
+    pub max_time: Duration,
 }
 
 impl Default for DecodeLimits {
     fn default() -> Self {
-        Self { max_pixels: 25_000_000, max_side: 65_535, max_bytes: 64 << 20, max_scans: 64 }
+        Self {
+            max_pixels: 25_000_000,
+            max_side: 65_535,
+            max_bytes: 64 << 20,
+            max_scans: 64,
+            max_time: Duration::from_secs(10),
+        }
     }
 }
 
@@ -106,6 +114,9 @@ pub enum DecodeError {
     /// The file ends too early or contradicts its format.
     #[error("truncated or corrupt: {0}")]
     Corrupt(String),
+    /// Decoding took longer than [`DecodeLimits::max_time`].
+    #[error("decoding took longer than {0:?}")]
+    TooSlow(Duration),
 }
 
 impl DecodeError {
@@ -118,28 +129,152 @@ impl DecodeError {
             Self::TooManyPixels { .. } => "too-many-pixels",
             Self::Unsupported(_) => "unsupported",
             Self::Corrupt(_) => "truncated-or-corrupt",
+            Self::TooSlow(_) => "too-slow",
         }
     }
 }
 
-/// Decodes a JPEG, PNG or WebP file.
+/// An encoded picture whose header was read and held against the limits; the clock is running.
+#[derive(Debug)]
+pub struct Encoded<'a> {
+    bytes: &'a [u8],
+    format: Format<'a>,
+    width: u32,
+    height: u32,
+    limits: DecodeLimits,
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Format<'a> {
+    Jpeg(Jpeg<'a>),
+    /// A JPEG of a kind that is left to another decoder.
+    RareJpeg,
+    Png,
+    WebP,
+}
+
+impl<'a> Encoded<'a> {
+    /// Reads the header of a JPEG, PNG or WebP file. Nothing is decoded and nothing allocated.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: see its variants.
+    pub fn open(bytes: &'a [u8], limits: &DecodeLimits) -> Result<Self, DecodeError> {
+        if bytes.is_empty() {
+            return Err(DecodeError::Empty);
+        }
+        if bytes.len() > limits.max_bytes {
+            return Err(DecodeError::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes });
+        }
+        let (format, [width, height]) = match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => match Jpeg::parse(bytes) {
+                Ok(jpeg) => {
+                    let size = [jpeg.width(), jpeg.height()];
+                    (Format::Jpeg(jpeg), size)
+                }
+                Err(JpegError::Unsupported(_)) => {
+                    (Format::RareJpeg, fallback::jpeg_size(bytes, limits)?)
+                }
+                Err(error) => return Err(of_jpeg(error, limits)),
+            },
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => {
+                (Format::Png, fallback::png_size(bytes)?)
+            }
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+                (Format::WebP, fallback::webp_size(bytes, limits)?)
+            }
+            _ => return Err(foreign(bytes)),
+        };
+        limits.check(width, height)?;
+        let deadline = Instant::now().checked_add(limits.max_time);
+        Ok(Self { bytes, format, width, height, limits: *limits, deadline })
+    }
+
+    /// `W`, pixels; at least 1.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// `H`, pixels; at least 1.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Decodes at least `part`, and says where it lies in `out`: a JPEG gives the part alone, the
+    /// other formats give the whole picture.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: see its variants. `out` is of no use then.
+    ///
+    /// # Panics
+    /// If the part is empty or does not lie within the picture.
+    pub fn rgb(
+        &self,
+        part: CropBox,
+        scratch: &mut Scratch,
+        out: &mut Rgb8,
+    ) -> Result<CropBox, DecodeError> {
+        if let Format::Jpeg(jpeg) = &self.format {
+            match jpeg.rgb(part, &self.budget(), scratch, out) {
+                Ok(()) => return Ok(CropBox { top: 0, left: 0, ..part }),
+                Err(JpegError::Unsupported(_)) => {}
+                Err(error) => return Err(of_jpeg(error, &self.limits)),
+            }
+        }
+        let late = Late { deadline: self.deadline, limits: &self.limits };
+        match self.format {
+            Format::Jpeg(_) | Format::RareJpeg => fallback::jpeg(self.bytes, late, out)?,
+            Format::Png => fallback::png(self.bytes, late, out)?,
+            Format::WebP => fallback::webp(self.bytes, late, out)?,
+        }
+        Ok(part)
+    }
+
+    /// Decodes `part` of a JPEG to planes as they are stored, at 1 / 2^`halvings` of its size: see
+    /// [`Jpeg::planes`]. False where there are none to be had, and [`Encoded::rgb`] is the way.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: see its variants.
+    ///
+    /// # Panics
+    /// If the part is empty or does not lie within the picture.
+    pub fn planes(
+        &self,
+        part: CropBox,
+        halvings: u32,
+        scratch: &mut Scratch,
+        planes: &mut [Plane; 3],
+    ) -> Result<bool, DecodeError> {
+        let Format::Jpeg(jpeg) = &self.format else { return Ok(false) };
+        match jpeg.planes(part, halvings, &self.budget(), scratch, planes) {
+            Ok(()) => Ok(true),
+            Err(JpegError::Unsupported(_)) => Ok(false),
+            Err(error) => Err(of_jpeg(error, &self.limits)),
+        }
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { max_scans: self.limits.max_scans, deadline: self.deadline }
+    }
+}
+
+/// Decodes a whole JPEG, PNG or WebP file.
 ///
 /// # Errors
 /// [`DecodeError`]: see its variants. Nothing is allocated for a picture beyond `limits`.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8, DecodeError> {
-    if bytes.is_empty() {
-        return Err(DecodeError::Empty);
-    }
-    if bytes.len() > limits.max_bytes {
-        return Err(DecodeError::TooManyBytes { bytes: bytes.len(), limit: limits.max_bytes });
-    }
-    match bytes {
-        [0xFF, 0xD8, 0xFF, ..] => decode_jpeg(bytes, limits),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => decode_png(bytes, limits),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            decode_webp(bytes, limits)
-        }
-        _ => Err(foreign(bytes)),
+    let encoded = Encoded::open(bytes, limits)?;
+    let (width, height) = (encoded.width, encoded.height);
+    let mut out = Rgb8::default();
+    encoded.rgb(CropBox { top: 0, left: 0, height, width }, &mut Scratch::default(), &mut out)?;
+    Ok(out)
+}
+
+fn of_jpeg(error: JpegError, limits: &DecodeLimits) -> DecodeError {
+    match error {
+        JpegError::Corrupt(what) => DecodeError::Corrupt(what.into()),
+        JpegError::Unsupported(what) => DecodeError::Unsupported(what.into()),
+        JpegError::Late => DecodeError::TooSlow(limits.max_time),
     }
 }
 
@@ -161,192 +296,4 @@ fn foreign(bytes: &[u8]) -> DecodeError {
     }
     let head = &bytes[..bytes.len().min(16)];
     DecodeError::NotAnImage(String::from_utf8_lossy(head).into_owned())
-}
-
-fn corrupt(error: impl std::fmt::Display) -> DecodeError {
-    DecodeError::Corrupt(error.to_string())
-}
-
-// ---------------------------------------------------------------------------------------- JPEG
-
-/// What a walk over a JPEG's markers tells before anything is decoded.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct JpegOutline {
-    width: u32,
-    height: u32,
-    components: u8,
-    /// Start-of-scan markers.
-    scans: usize,
-    /// Offset of the name in the Adobe segment, and its colour transform.
-    adobe: Option<(usize, u8)>,
-}
-
-/// Walks from marker to marker up to the end of the picture. No entropy data is decoded.
-///
-/// A file that ends before its end-of-image marker was cut: Pillow raises on it, while a decoder
-/// that only looks at the bits may deliver a picture whose lower part is grey.
-fn jpeg_outline(bytes: &[u8]) -> Result<JpegOutline, DecodeError> {
-    let cut = || corrupt("the JPEG ends before its end-of-image marker");
-    let mut outline = JpegOutline::default();
-    let mut at = 2;
-    loop {
-        at += bytes[at..].iter().position(|&b| b == 0xFF).ok_or_else(cut)?;
-        at += bytes[at..].iter().position(|&b| b != 0xFF).ok_or_else(cut)?;
-        let marker = bytes[at];
-        at += 1;
-        match marker {
-            0x00 | 0x01 | 0xD0..=0xD8 => continue,
-            0xD9 => return Ok(outline),
-            _ => {}
-        }
-        let length = bytes.get(at..at + 2).ok_or_else(cut)?;
-        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-        let segment = bytes.get(at + 2..at + length.max(2)).ok_or_else(cut)?;
-        match (marker, segment) {
-            // Huffman tables, an extension and arithmetic tables share the numbers of frames.
-            (0xC4 | 0xC8 | 0xCC, _) => {}
-            (0xC0..=0xCF, [_, h1, h0, w1, w0, components, ..]) if outline.components == 0 => {
-                outline.height = u32::from(u16::from_be_bytes([*h1, *h0]));
-                outline.width = u32::from(u16::from_be_bytes([*w1, *w0]));
-                outline.components = *components;
-            }
-            (0xDA, _) => outline.scans += 1,
-            (0xEE, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, transform, ..]) => {
-                outline.adobe = Some((at + 2, *transform));
-            }
-            _ => {}
-        }
-        at += length.max(2);
-    }
-}
-
-fn decode_jpeg(bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8, DecodeError> {
-    let outline = jpeg_outline(bytes)?;
-    if outline.components == 0 {
-        return Err(corrupt("the JPEG has no frame header"));
-    }
-    limits.check(outline.width, outline.height)?;
-    if outline.scans > limits.max_scans {
-        let (scans, most) = (outline.scans, limits.max_scans);
-        return Err(DecodeError::Unsupported(format!("{scans} scans in one JPEG, limit {most}")));
-    }
-    match outline {
-        // Adobe's transform 0 on three components means that they are RGB already. The decoder
-        // takes it for CMYK; without the name it assumes YCbCr, and it converts nothing when
-        // asked for what it assumes.
-        JpegOutline { components: 3, adobe: Some((name, 0)), .. } => {
-            let mut nameless = bytes.to_vec();
-            nameless[name] = b'-';
-            run_jpeg(&nameless, &outline, limits, true)
-        }
-        _ => run_jpeg(bytes, &outline, limits, false),
-    }
-}
-
-/// Decodes to RGB, or, `as_stored`, without any conversion of colours.
-fn run_jpeg(
-    bytes: &[u8],
-    outline: &JpegOutline,
-    limits: &DecodeLimits,
-    as_stored: bool,
-) -> Result<Rgb8, DecodeError> {
-    let options = DecoderOptions::default()
-        .set_strict_mode(true)
-        .set_max_width(limits.max_side as usize)
-        .set_max_height(limits.max_side as usize)
-        .jpeg_set_max_scans(limits.max_scans);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(corrupt)?;
-    let (width, height) = (outline.width, outline.height);
-    if decoder.dimensions() != Some((width as usize, height as usize)) {
-        return Err(corrupt("the JPEG declares its size twice"));
-    }
-    let stored = decoder.input_colorspace().filter(|_| as_stored);
-    decoder.set_options(options.jpeg_set_out_colorspace(stored.unwrap_or(ColorSpace::RGB)));
-    let mut data = vec![0; width as usize * height as usize * 3];
-    decoder.decode_into(&mut data).map_err(corrupt)?;
-    Ok(Rgb8 { width, height, data })
-}
-
-// ----------------------------------------------------------------------------------------- PNG
-
-fn decode_png(bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8, DecodeError> {
-    let header = bytes.get(12..24).ok_or_else(|| corrupt("the PNG ends within its header"))?;
-    if &header[..4] != b"IHDR" {
-        return Err(corrupt("the PNG does not begin with its header"));
-    }
-    let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
-    let (width, height) = (word(4), word(8));
-    limits.check(width, height)?;
-    // What lies beside the pixels (profiles, text) may unpack to this much and no more.
-    let mut alloc = Limits::default();
-    alloc.max_alloc = Some(64 << 20);
-    read(PngDecoder::with_limits(Cursor::new(bytes), alloc))
-}
-
-/// Runs a decoder of the `image` crate and brings its samples to 8-bit RGB.
-fn read<D: ImageDecoder>(decoder: ImageResult<D>) -> Result<Rgb8, DecodeError> {
-    let decoder = decoder.map_err(corrupt)?;
-    let ((width, height), colours) = (decoder.dimensions(), decoder.color_type());
-    let pixels = width as usize * height as usize;
-    let mut samples = vec![0; pixels * usize::from(colours.bytes_per_pixel())];
-    decoder.read_image(&mut samples).map_err(corrupt)?;
-    // `high` is the high byte of a 16-bit sample, which the crate stores in native order.
-    let high = usize::from(cfg!(target_endian = "little"));
-    let data = match colours {
-        ColorType::Rgb8 => samples,
-        ColorType::L8 => pick(&samples, 1, [0; 3]),
-        ColorType::La8 => pick(&samples, 2, [0; 3]),
-        ColorType::Rgba8 => pick(&samples, 4, [0, 1, 2]),
-        ColorType::L16 => pick(&samples, 2, [high; 3]),
-        ColorType::La16 => pick(&samples, 4, [high; 3]),
-        ColorType::Rgb16 => pick(&samples, 6, [high, high + 2, high + 4]),
-        ColorType::Rgba16 => pick(&samples, 8, [high, high + 2, high + 4]),
-        other => return Err(DecodeError::Unsupported(format!("{other:?} samples"))),
-    };
-    Ok(Rgb8 { width, height, data })
-}
-
-/// Takes three bytes out of every pixel of `stride` bytes.
-fn pick(samples: &[u8], stride: usize, [r, g, b]: [usize; 3]) -> Vec<u8> {
-    let mut data = Vec::with_capacity(samples.len() / stride * 3);
-    for pixel in samples.chunks_exact(stride) {
-        data.extend_from_slice(&[pixel[r], pixel[g], pixel[b]]);
-    }
-    data
-}
-
-// ---------------------------------------------------------------------------------------- WebP
-
-fn decode_webp(bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8, DecodeError> {
-    check_webp(&bytes[12..], limits, true)?;
-    read(WebPDecoder::new(Cursor::new(bytes)))
-}
-
-/// Holds every size that a WebP file declares against the limits: that of the canvas and those of
-/// the bitstreams, which a decoder may unpack before it compares them with the canvas.
-fn check_webp(mut chunks: &[u8], limits: &DecodeLimits, top: bool) -> Result<(), DecodeError> {
-    let u14 = |b: &[u8]| u32::from(u16::from_le_bytes([b[0], b[1]]) & 0x3FFF);
-    let u24 = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], 0]);
-    while let Some((header, rest)) = chunks.split_at_checked(8) {
-        let size = u32::from_le_bytes(header[4..].try_into().expect("four bytes")) as usize;
-        let body = &rest[..size.min(rest.len())];
-        match (&header[..4], body) {
-            (b"VP8X", [_, _, _, _, size @ ..]) if size.len() >= 6 => {
-                limits.check(u24(size) + 1, u24(&size[3..]) + 1)?;
-            }
-            (b"VP8 ", [_, _, _, 0x9D, 0x01, 0x2A, size @ ..]) if size.len() >= 4 => {
-                limits.check(u14(size), u14(&size[2..]))?;
-            }
-            (b"VP8L", [0x2F, a, b, c, d, ..]) => {
-                let bits = u32::from_le_bytes([*a, *b, *c, *d]);
-                limits.check((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)?;
-            }
-            // A frame of an animation: sixteen bytes of its own, then chunks as above.
-            (b"ANMF", body) if top && body.len() > 16 => check_webp(&body[16..], limits, false)?,
-            _ => {}
-        }
-        chunks = &rest[(size + size % 2).min(rest.len())..];
-    }
-    Ok(())
 }

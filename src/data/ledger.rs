@@ -68,6 +68,8 @@ pub enum Reason {
     ImageTooLarge,
     /// The image does not decode.
     BrokenImage,
+    /// The image takes longer to decode than allowed.
+    TooSlow,
     /// The bytes are not those that the shard's index was made of.
     ChecksumMismatch,
     /// A path in a list leads out of the folder it is relative to.
@@ -112,6 +114,7 @@ impl From<&DecodeError> for Fault {
                 Reason::ImageTooLarge
             }
             DecodeError::Corrupt(_) => Reason::BrokenImage,
+            DecodeError::TooSlow(_) => Reason::TooSlow,
         };
         Self::new(reason, error.to_string())
     }

@@ -1,6 +1,7 @@
 //! Golden pictures: what Pillow and torchvision made of the same bytes.
 
 use roclip::data::decode::Rgb8;
+use roclip::data::transform::CropBox;
 use safetensors::SafeTensors;
 
 use super::golden;
@@ -55,4 +56,11 @@ pub fn difference(ours: &[u8], theirs: &[u8]) -> (u8, f64) {
 pub fn planes(picture: &Rgb8) -> Vec<u8> {
     let channel = |c| picture.data.iter().skip(c).step_by(3).copied();
     channel(0).chain(channel(1)).chain(channel(2)).collect()
+}
+
+/// A part as a picture of its own.
+pub fn cut(image: &Rgb8, part: CropBox) -> Rgb8 {
+    let row = |y: u32| &image.data[(3 * (y * image.width + part.left)) as usize..];
+    let rows = (part.top..part.top + part.height).map(|y| &row(y)[..3 * part.width as usize]);
+    Rgb8 { width: part.width, height: part.height, data: rows.collect::<Vec<_>>().concat() }
 }

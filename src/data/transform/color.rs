@@ -181,9 +181,9 @@ fn truncate_product(x: f32) -> u8 {
 /// Pillow's way back from `HSV`.
 ///
 /// Pillow computes with fractions of 255 in `f32` and `f64` and rounds. All three of its products
-/// are `v · (255² - s · w) / 255²` with an integer `w`, and none lies half-way between two integers,
-/// for `2 · v · (255² - s · w)` is even and an odd multiple of `255²` is not. So integers give the
-/// same.
+/// are `v · (255² - s · w) / 255²` with an integer `w`, and none lies half-way between two
+/// integers, for `2 · v · (255² - s · w)` is even and an odd multiple of `255²` is not. So integers
+/// give the same.
 #[inline(always)]
 fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     let position = u32::from(h) * 6;
