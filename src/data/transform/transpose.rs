@@ -103,7 +103,8 @@ mod tests {
     #[test]
     fn both_ways_turn_alike() {
         let data: Vec<u8> = (0..50 * 40).map(|i| (i * 89 % 251) as u8).collect();
-        for (height, width, count) in [(16, 16, 16), (32, 40, 32), (64, 17, 50), (16, 3, 1)] {
+        let cases: [[usize; 3]; 4] = [[16, 16, 16], [32, 40, 32], [64, 17, 50], [16, 3, 1]];
+        for [height, width, count] in cases {
             let from = Rows { data: &data[..count * 40], stride: 40, count };
             let stride = height + 5;
             let mut both = [(); 2].map(|()| vec![0; stride * width.next_multiple_of(SQUARE)]);
