@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -111,10 +110,10 @@ impl ShardReader {
     pub fn open(shard: &Shard, limits: &ShardLimits, stop: Arc<AtomicBool>) -> Result<Self, Fault> {
         let bytes = match &shard.source {
             Source::Stdin => open_stream(Box::new(io::stdin())),
-            Source::File(path) => open_file(path),
+            Source::File(path) => File::open(path).and_then(open_file),
             #[cfg(feature = "remote")]
             Source::Remote(remote) => match remote.open(Arc::clone(&stop)) {
-                Ok(Opened::Local(path)) => open_file(&path),
+                Ok(Opened::Local(file)) => open_file(file),
                 Ok(Opened::Transfer(reader)) => Ok(Some(Bytes::Unseen(Some(reader)))),
                 Err(e) => Err(e),
             },
@@ -191,8 +190,7 @@ fn is_plain(magic: &[u8]) -> bool {
 }
 
 /// `None` if there is not a single byte.
-fn open_file(path: &Path) -> io::Result<Option<Bytes>> {
-    let mut file = File::open(path)?;
+fn open_file(mut file: File) -> io::Result<Option<Bytes>> {
     let metadata = file.metadata()?;
     if metadata.is_dir() {
         return Err(io::Error::other("it is a directory"));

@@ -203,6 +203,8 @@ impl Drop for Server {
 fn serve(stream: TcpStream, handler: &Handler, log: &Mutex<Vec<Request>>, stop: &AtomicBool) {
     // A reader that stays away ends the connection, not the test.
     let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
+    // A head and a body are two writes: the second must not wait for an acknowledgement.
+    let _ = stream.set_nodelay(true);
     let Ok(mut out) = stream.try_clone() else { return };
     let mut input = BufReader::new(stream);
     while let Some(mut request) = read_request(&mut input) {

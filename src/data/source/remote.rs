@@ -13,8 +13,8 @@ mod store;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -91,7 +91,7 @@ enum Place {
 /// What opening a remote shard gives.
 pub enum Opened {
     /// A complete copy in the cache.
-    Local(PathBuf),
+    Local(File),
     /// The transfer.
     Transfer(Box<RemoteReader>),
 }
@@ -248,9 +248,9 @@ impl Remote {
     pub fn open(&self, stop: Arc<AtomicBool>) -> io::Result<Opened> {
         let cache = self.cache.as_ref().map(|cache| (cache.clone(), self.cache_key()));
         if let Some((cache, key)) = &cache
-            && let Some(path) = cache.find(key)
+            && let Some(file) = cache.find(key)
         {
-            return Ok(Opened::Local(path));
+            return Ok(Opened::Local(file));
         }
         let object = self.object().map_err(io::Error::other)?;
         let reader = RemoteReader::new(self.runtime.clone(), object, stop, cache);

@@ -60,17 +60,19 @@ impl Cache {
             .collect()
     }
 
-    /// The complete shard, if it is here; it counts as used now. The length is part of the name,
+    /// The complete shard, if it is here, opened before anybody can delete it; it counts as used
+    /// now. The length is part of the name,
     /// so that a file that lost its end in a crash is not taken for whole.
-    pub(super) fn find(&self, key: &str) -> Option<PathBuf> {
+    pub(super) fn find(&self, key: &str) -> Option<File> {
         let kept = self.kept().ok()?;
         let found = kept.into_iter().find(|kept| {
             let name = kept.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             kept.is_complete && name == complete_name(key, kept.bytes)
         })?;
+        let file = File::open(&found.path).ok()?;
         // A file system that keeps no times evicts in another order: no harm.
-        let _ = File::open(&found.path).and_then(|file| file.set_modified(SystemTime::now()));
-        Some(found.path)
+        let _ = file.set_modified(SystemTime::now());
+        Some(file)
     }
 
     /// Starts to keep a shard of `size` bytes; `None` where it does not fit or cannot be written.
