@@ -137,7 +137,7 @@ def by_hand():
 
     counts = [1] + 15 * [0]
     tables = segment(0xC4, [0, *counts, 4]) + segment(0xC4, [16, *counts, 0])
-    head = segment(0xDB, [0] + 64 * [5]) + segment(0xC2, [8, 0, 8, 0, 16, 1, 1, 0x11, 0])
+    head = segment(0xDB, [0] + 64 * [24]) + segment(0xC2, [8, 0, 8, 0, 16, 1, 1, 0x11, 0])
     # Both differences of the values / 4, 9 and -15, take four bits: 1001 and 0000.
     scans = scan("01001" + "00000", 0, 0, 0, 2)
     for low in (1, 0):

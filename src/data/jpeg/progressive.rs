@@ -354,7 +354,7 @@ fn correct(bits: &mut Bits, block: &mut Block, mut which: u64, bit: i16) {
         let mut word = bits.bits;
         for _ in 0..count {
             let coefficient = &mut block.0[place(which.trailing_zeros() as usize)];
-            let moves = (word >> 63) as i16 & i16::from(*coefficient & bit == 0);
+            let moves = (word >> 63) as i16;
             let sign = *coefficient >> 15;
             *coefficient = coefficient.wrapping_add(((moves * bit) ^ sign) - sign);
             word <<= 1;
