@@ -42,6 +42,8 @@ const KEY_BYTES: u64 = 256 << 20;
 const SIZES_BYTES: u64 = 64 << 20;
 /// What an index is called: the shard's name and this.
 pub const SUFFIX: &str = ".index.jsonl";
+/// What the counts of a folder are called.
+pub const SIZES: &str = "sizes.json";
 
 /// A SHA-256; in files, 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -245,6 +247,12 @@ pub fn path_beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Whether a file is what `index` writes beside shards, and so no shard.
+pub(super) fn is_index(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(SUFFIX) || name == SIZES
+}
+
 impl ShardIndex {
     /// Makes the index of a shard: reads all of it. Damage is no error; it costs its pairs.
     ///
@@ -405,7 +413,7 @@ fn blank(key: Box<str>) -> IndexEntry {
 /// # Errors
 /// The file is there and is not an object of numbers, or cannot be written.
 pub fn write_sizes(folder: &Path, counts: &BTreeMap<String, u64>) -> Result<()> {
-    let path = folder.join("sizes.json");
+    let path = folder.join(SIZES);
     let mut sizes = match File::open(&path) {
         Ok(file) => {
             let sizes = serde_json::from_reader(std::io::BufReader::new(file.take(SIZES_BYTES)));

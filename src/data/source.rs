@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::index::is_index;
 pub use crate::error::redact;
 use crate::error::{Error, Result};
 pub use braces::{MAX_EXPANSION, expand_braces};
@@ -216,7 +217,7 @@ fn list_glob(pattern: &str, name: &str) -> Result<Vec<Shard>> {
     let mut paths: Vec<PathBuf> = paths
         .collect::<Result<_, _>>()
         .map_err(|e| Error::io("list", e.path().to_path_buf())(e.into()))?;
-    paths.retain(|path| !path.is_dir());
+    paths.retain(|path| !path.is_dir() && !is_index(path));
     paths.sort();
     Ok(paths.into_iter().map(Shard::file).collect())
 }
@@ -249,7 +250,17 @@ mod tests {
     #[test]
     fn directories_globs_lists_and_files() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["b.tar", "a.tar", "c.tar.gz", "d.tgz", "e.tar.zst", "note.txt", "z.tar.part"] {
+        for name in [
+            "b.tar",
+            "a.tar",
+            "c.tar.gz",
+            "d.tgz",
+            "e.tar.zst",
+            "note.txt",
+            "z.tar.part",
+            "a.tar.index.jsonl",
+            "sizes.json",
+        ] {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
         let root = dir.path().to_str().unwrap();
@@ -257,6 +268,8 @@ mod tests {
         let all = ["a.tar", "b.tar", "c.tar.gz", "d.tgz", "e.tar.zst"];
         assert_eq!(names(&list_all("@")), all);
         assert_eq!(names(&list_all("@/*.tar")), ["a.tar", "b.tar"]);
+        assert_eq!(names(&list_all("@/[ab]*")), ["a.tar", "b.tar"]);
+        assert_eq!(names(&list_all("@/a.tar*")), ["a.tar"]);
         assert_eq!(names(&list_all("@/{b,a}.tar::@/a.tar")), ["b.tar", "a.tar", "a.tar"]);
         assert_eq!(names(&list_all("@/{a,missing}.tar")), ["a.tar", "missing.tar"]);
         assert_eq!(names(&list_all("file://@/*.tar")), ["a.tar", "b.tar"]);

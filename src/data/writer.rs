@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::atomic::AtomicFile;
-use super::index::path_beside;
+use super::index::{SIZES, path_beside};
 use super::sample::split_name;
 use super::source::SHARD_SUFFIXES;
 use super::tar::NAME_BYTES;
@@ -118,7 +118,7 @@ impl ShardWriter {
             remove_if_there(&path_beside(&path))?;
         }
         if options.overwrite {
-            remove_if_there(&folder.join("sizes.json"))?;
+            remove_if_there(&folder.join(SIZES))?;
         }
         Ok(Self { folder: folder.into(), options, open: None, written: Vec::new() })
     }
