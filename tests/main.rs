@@ -5,6 +5,7 @@ mod common;
 mod damage;
 mod decode;
 mod encode;
+mod fast;
 mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod half;
