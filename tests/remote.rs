@@ -260,6 +260,25 @@ fn stopping_does_not_wait_for_the_server() {
 }
 
 #[test]
+fn nothing_is_asked_for_once_nobody_reads() {
+    let (shard, _) = noisy_shard(30);
+    let server = Server::new(move |request| match request.range() {
+        Some((0, _)) => Answer::file(request, &shard),
+        _ => Answer::file(request, &shard).send(10, Then::Stall),
+    });
+    let (url, options) = (server.url("/a.tar"), hasty());
+    in_time(move || {
+        let shard = &list(&url, &options)[0];
+        let mut reader = ShardReader::open(shard, &ShardLimits::default(), Arc::default()).unwrap();
+        reader.read_exact(&mut [0; 100]).unwrap();
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let asked = server.log().len();
+    std::thread::sleep(2 * hasty().idle_timeout);
+    assert_eq!(server.log().len(), asked);
+}
+
+#[test]
 fn what_is_skipped_at_the_start_is_not_fetched() {
     let (shard, _) = noisy_shard(60);
     let at = (shard.len() as u64 / 2) & !511;

@@ -36,6 +36,15 @@ fn an_answer_that_goes_on_is_not_believed() {
         _ => answer,
     });
     assert!(server.log().len() > 40);
+    // Nor is what came of it before that showed.
+    all_arrive(move |request, answer| match request.nth {
+        0 => {
+            let mut noise = longer(answer);
+            noise.body.fill(7);
+            noise.send(usize::MAX, Then::Trickle(Duration::ZERO))
+        }
+        _ => answer,
+    });
     // Behind the end that the header names there is another answer, which nobody asked for.
     all_arrive(move |_, answer| {
         let length = answer.body.len();
