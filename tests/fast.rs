@@ -72,8 +72,8 @@ fn colours_differ_by_roundings() {
     let one = |change| Draws { jitter: Some([Some(change), None, None, None]), ..plain(whole) };
     for (name, draws, bound) in [
         ("nothing", plain(whole), 0.0),
-        ("darker", one(Adjust::Brightness(0.55)), 0.5),
-        ("brighter", one(Adjust::Brightness(1.45)), 0.5),
+        ("darker", one(Adjust::Brightness(0.5537)), 0.5),
+        ("brighter", one(Adjust::Brightness(1.4571)), 0.5),
         ("less contrast", one(Adjust::Contrast(0.5)), 1.0),
         ("more contrast", one(Adjust::Contrast(1.5)), 1.0),
         ("pale", one(Adjust::Saturation(0.5)), 0.75),

@@ -146,6 +146,7 @@ pub struct Encoded<'a> {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and it is not moved about")]
 enum Format<'a> {
     Jpeg(Jpeg<'a>),
     /// A JPEG of a kind that is left to another decoder.
