@@ -10,6 +10,7 @@ mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod half;
 mod jpeg;
+mod loader_bench;
 mod matching;
 mod objective;
 mod ops;
