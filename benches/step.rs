@@ -178,7 +178,7 @@ fn batch<D: Backend>(
         captions.push(&ids);
     }
     let sample =
-        |n| SampleId { shard: "none".into(), shard_index: 0, index: n, key: n.to_string().into() };
+        |n| SampleId { shard: "none".into(), shard_index: 0, index: n, key: n.to_string() };
     let mut images = device.host_alloc(pairs * 3 * side * side)?;
     images.iter_mut().enumerate().for_each(|(n, x)| *x = pixel(n));
     Ok(Batch {

@@ -30,8 +30,8 @@ fn read(bytes: &[u8]) -> Report {
     let mut report = Report::default();
     for found in SampleReader::new(bytes, (&"s".into(), 0), &fields, Contents::Read, &limits) {
         match found {
-            Found::Pair(pair) => report.kept.push(pair.id.key.into()),
-            Found::Skipped(id, _, fault) => report.skipped.push((id.key.into(), fault.reason)),
+            Found::Pair(pair) => report.kept.push(pair.id.key),
+            Found::Skipped(id, _, fault) => report.skipped.push((id.key, fault.reason)),
             Found::Damage(offset, fault) => report.damage.push((offset, fault.reason)),
         }
     }

@@ -3,8 +3,12 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+
+/// Tells apart files that threads make for one place at one time.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// A file under a temporary name beside its place; dropped before [`commit`](Self::commit), it is
 /// gone.
@@ -20,7 +24,8 @@ impl AtomicFile {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}.part", std::process::id()));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{number}.part", std::process::id()));
         let temporary = path.with_file_name(name);
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let file = Some(BufWriter::with_capacity(1 << 18, file));

@@ -1,7 +1,8 @@
 //! Samples → WebDataset shards: `000000.tar`, `000001.tar`, …
 //!
 //! The same samples in the same order give the same bytes. A shard has its name only once it is
-//! complete; one that is under way is `.000003.tar.<process>.part`, and is removed on failure.
+//! complete; one that is under way is `.000003.tar.<process>-<number>.part`, and is removed on
+//! failure.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

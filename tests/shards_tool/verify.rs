@@ -175,6 +175,10 @@ fn index_writes_what_is_missing_and_checks_what_is_there() {
     assert!(!root.join("sizes.json").exists());
     says(0, &["index", "@"], "10 pairs; indexed 2 shards, 0 were fresh");
     says(0, &["index", "@"], "indexed 0 shards, 2 were fresh");
+    // A list may name a shard more than once; all are indexed at the same time.
+    let again = ["@/a.tar"; 16].join("::");
+    fs::remove_file(root.join("a.tar.index.jsonl")).unwrap();
+    says(0, &["index", &again], "96 pairs");
     says(0, &["index", "@", "--check-only"], "2 were fresh");
     let sizes = fs::read_to_string(root.join("sizes.json")).unwrap();
     let sizes: serde_json::Value = serde_json::from_str(&sizes).unwrap();
