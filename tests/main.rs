@@ -19,6 +19,7 @@ mod plan;
 #[cfg(feature = "remote")]
 mod remote;
 mod robust;
+mod sampling;
 mod run;
 mod shards_tool;
 #[cfg(feature = "sim")]

@@ -130,6 +130,7 @@ fn train<D: Backend, C: Communicator<D>>(
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
     identity.insert("shards".into(), shards);
     let pairs = pairs(args, &loader)?;
+    let loader = loader.with_epoch_pairs(pairs);
     let batch = args.optim.batch_size * args.optim.accum_freq * comm.world_size();
     let steps_per_epoch = pairs / batch as u64;
     if steps_per_epoch == 0 {

@@ -1,9 +1,9 @@
 //! Flags → the options of every stage.
 
 use super::Settings;
-use super::flags::{Args, Aug, TextAug};
+use super::flags::{Args, Aug, DataArgs, TextAug};
 use crate::data::decode::DecodeLimits;
-use crate::data::loader::{CaptionAugmentation, LoaderConfig, Mode, TextOptions};
+use crate::data::loader::{CaptionAugmentation, LoaderConfig, Mode, Sampling, TextOptions};
 use crate::data::sample::{Captions, Fields, Labels};
 use crate::data::text::eda::Eda;
 use crate::data::text::tokenizer::{Tokenizer, Truncation};
@@ -39,6 +39,8 @@ pub struct Assembled {
 const IDENTITY: &[&str] = &[
     "shards",
     "train_num_samples",
+    "dataset_resampled",
+    "train_data_upsampling_factors",
     "image_key",
     "text_key",
     "json_text_key",
@@ -77,6 +79,7 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
     let loader = loader(args, &model, eda)?;
     let eval = LoaderConfig {
         mode: Mode::Eval,
+        sampling: Sampling::Once,
         fields: Fields { captions: Captions::None, labels: Labels::Cls, ..loader.fields.clone() },
         text: TextOptions { eda: None, ..loader.text.clone() },
         ..loader.clone()
@@ -118,6 +121,17 @@ fn eda(args: &Args, notes: &mut Vec<String>) -> Result<Option<Eda>> {
     Ok(Some(Eda::new(wordnet.map(Arc::new))))
 }
 
+fn sampling(data: &DataArgs) -> Sampling {
+    if !data.dataset_resampled {
+        return Sampling::Once;
+    }
+    let factors = data.train_data_upsampling_factors.clone();
+    Sampling::Resampled {
+        pairs: data.train_num_samples,
+        weights: factors.map_or(Vec::new(), |factors| factors.0),
+    }
+}
+
 fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderConfig> {
     let (data, objective) = (&args.data, args.objective.objective);
     let captions = match &data.json_text_key {
@@ -136,6 +150,8 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         seed: args.run.seed,
         batch_size: args.optim.batch_size * args.optim.accum_freq,
         workers: data.workers,
+        readers: data.readers,
+        sampling: sampling(data),
         shuffle: data.shuffle,
         fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },
         decode_limits: DecodeLimits { max_pixels: data.max_image_pixels, ..Default::default() },

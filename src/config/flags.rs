@@ -50,6 +50,14 @@ pub struct DataArgs {
     /// needs it)
     #[arg(long, value_name = "PAIRS")]
     pub train_num_samples: Option<u64>,
+    /// Draw shards with replacement instead of reading each once an epoch; an epoch then ends after
+    /// --train-num-samples pairs
+    #[arg(long)]
+    pub dataset_resampled: bool,
+    /// How often shards of each `::` pattern are drawn, as in open_clip: `1::2` draws those of the
+    /// second twice as often [default: all alike]
+    #[arg(long, value_name = "W::W", requires = "dataset_resampled", value_parser = factors)]
+    pub train_data_upsampling_factors: Option<Factors>,
     /// Extensions that hold the picture, in order of preference
     #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
     pub image_key: String,
@@ -68,6 +76,10 @@ pub struct DataArgs {
     /// Threads that decode and augment; the batches do not depend on it
     #[arg(long, default_value_t = 4, value_name = "THREADS")]
     pub workers: usize,
+    /// Threads that read and unpack shards, each one shard ahead of the other; the batches do not
+    /// depend on it
+    #[arg(long, default_value_t = 2, value_name = "THREADS")]
+    pub readers: usize,
     /// Directory in CLIP_benchmark's layout (classnames.txt, zeroshot_classification_templates.txt,
     /// test/*.tar) on which zero-shot accuracy is measured during training
     #[arg(long, value_name = "DIR")]
@@ -75,6 +87,15 @@ pub struct DataArgs {
     /// Epochs between two zero-shot evaluations; 0 for only one at the end
     #[arg(long, default_value_t = 1, value_name = "EPOCHS")]
     pub zeroshot_frequency: u64,
+}
+
+/// Weights of the patterns of a shard list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Factors(pub Vec<f64>);
+
+fn factors(text: &str) -> std::result::Result<Factors, String> {
+    let one = |part: &str| part.parse().map_err(|_| format!("{part:?} is no number"));
+    text.split("::").map(one).collect::<std::result::Result<_, _>>().map(Factors)
 }
 
 /// Which set of image augmentations.

@@ -139,6 +139,7 @@ fn check(args: &Args) -> Result<()> {
     at_least_one("--accum-freq", o.accum_freq as u64)?;
     at_least_one("--epochs", o.epochs)?;
     at_least_one("--workers", args.data.workers as u64)?;
+    at_least_one("--readers", args.data.readers as u64)?;
     at_least_one("--shuffle", args.data.shuffle as u64)?;
     at_least_one("--match-every", args.objective.match_every)?;
     at_least_one("--save-frequency", args.run.save_frequency)?;

@@ -191,7 +191,7 @@ impl LoaderConfig {
         if self.readers == 0 || self.readers > 64 {
             return wrong("readers", self.readers.to_string(), "1 to 64");
         }
-        if let Sampling::Resampled { pairs: 0, .. } = self.sampling {
+        if let Sampling::Resampled { pairs: Some(0), .. } = self.sampling {
             return wrong("--train-num-samples", "0".into(), "the pairs of an epoch, 1 or more");
         }
         if self.rank >= self.world_size {
@@ -241,6 +241,15 @@ impl Loader {
         let is_consumed = AtomicBool::new(false);
         let (config, pool) = (Arc::new(config), Arc::default());
         Ok(Self { config, shards, weights, transform, pool, is_rereadable, is_consumed })
+    }
+
+    /// Ends an epoch of shards drawn with replacement after so many pairs, if nothing else was said;
+    /// any other epoch ends with its shards.
+    pub fn with_epoch_pairs(mut self, count: u64) -> Self {
+        if let Sampling::Resampled { pairs, .. } = &mut Arc::make_mut(&mut self.config).sampling {
+            pairs.get_or_insert(count);
+        }
+        self
     }
 
     /// The shards, in listed order.

@@ -120,7 +120,13 @@ impl Line<'_> {
         if let Some(similarity) = self.similarity() {
             text += &format!(" Matched: {similarity:.3}");
         }
-        text + &format!(" Skipped: {} Wait: {:.0}%", self.tally.skipped, 100.0 * self.wait_share())
+        text + &format!(
+            " Skipped: {} Wait: {:.0}% Read: {:.0}% Decode: {:.0}%",
+            self.tally.skipped,
+            100.0 * self.wait_share(),
+            100.0 * self.stats.read_busy,
+            100.0 * self.stats.prepare_busy
+        )
     }
 
     /// One line of `metrics.jsonl`; units are in the names.
@@ -139,6 +145,14 @@ impl Line<'_> {
             "pool_filled": self.pool.map(|p| p.0),
             "pool_similarity": self.similarity(),
             "skipped": self.tally.skipped,
+            "loader_wait": self.wait_share(),
+            "loader_read_busy": self.stats.read_busy,
+            "loader_read_blocked": self.stats.read_blocked,
+            "loader_read_bytes": self.stats.read_bytes,
+            "loader_order_blocked": self.stats.order_blocked,
+            "loader_decode_busy": self.stats.prepare_busy,
+            "loader_decode_queue": self.stats.prepare_queue,
+            "loader_ready_batches": self.stats.ready_batches,
         })
     }
 }
@@ -202,6 +216,8 @@ mod tests {
             stats: Stats {
                 elapsed: std::time::Duration::from_secs(100),
                 consumer_wait: std::time::Duration::from_secs(3),
+                read_busy: 0.121,
+                prepare_busy: 0.875,
                 ..Stats::default()
             },
         };
@@ -209,7 +225,8 @@ mod tests {
             line.text(&window),
             "Train Epoch: 0 [  65536/3318333 (2%)] Data (t): 0.004 Batch (t): 0.250, 4096.00/s, \
              4096.00/s/gpu LR: 0.000012 Logit Scale: 14.285 Contrastive_loss: 6.2100 (7.0200) \
-             Loss: 6.2100 (7.0200) Pool: 21845/21845 Matched: 0.600 Skipped: 12 Wait: 3%"
+             Loss: 6.2100 (7.0200) Pool: 21845/21845 Matched: 0.600 Skipped: 12 Wait: 3% Read: 12% \
+             Decode: 88%"
         );
         let json = line.json(&window);
         assert_eq!(json["loss"], 6.21);

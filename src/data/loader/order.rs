@@ -14,8 +14,8 @@ pub enum Sampling {
     Once,
     /// Shards are drawn with replacement, without end (open_clip's `--dataset-resampled`).
     Resampled {
-        /// Pairs of an epoch on all ranks together (`--train-num-samples`).
-        pairs: u64,
+        /// Pairs of an epoch on all ranks together (`--train-num-samples`); `None` has no end.
+        pairs: Option<u64>,
         /// Weight of the shards of each `::` pattern, as in open_clip's
         /// `--train-data-upsampling-factors`; empty where all weigh the same.
         weights: Vec<f64>,

@@ -138,7 +138,7 @@ impl Sequencer {
     fn is_over(&self) -> bool {
         match self.config.sampling {
             Sampling::Once => false,
-            Sampling::Resampled { pairs, .. } => self.dealt >= pairs,
+            Sampling::Resampled { pairs, .. } => pairs.is_some_and(|pairs| self.dealt >= pairs),
         }
     }
 
