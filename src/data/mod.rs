@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod decode;
 pub mod jpeg;
 pub mod transform;
+pub mod picture;
 pub mod text;
 pub mod loader;
 pub mod count;

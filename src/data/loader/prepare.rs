@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 
-use super::super::decode::decode;
 use super::super::ledger::{Fault, Reason};
+use super::super::picture::PictureReader;
 use super::super::pool::BufferPool;
 use super::super::sample::{Captions, Pair};
 use super::super::text::tokenizer::forged_control_tokens;
-use super::super::transform::{Draws, Resized, Scratch, Transform};
+use super::super::transform::{Resized, Transform};
 use super::stats::{Clocks, add_since};
 use super::{CaptionAugmentation, LoaderConfig, Mode};
 use crate::flow::{HostRow, SampleId};
@@ -67,7 +67,7 @@ pub(super) struct Spares {
 pub(super) struct Preparer {
     config: Arc<LoaderConfig>,
     transform: Arc<Transform>,
-    scratch: Scratch,
+    pictures: PictureReader,
     pool: Arc<BufferPool>,
     spares: Spares,
 }
@@ -79,7 +79,8 @@ impl Preparer {
         pool: Arc<BufferPool>,
         spares: Spares,
     ) -> Self {
-        Self { config, transform, scratch: Scratch::default(), pool, spares }
+        let pictures = PictureReader::new(Arc::clone(&transform), config.decode_limits);
+        Self { config, transform, pictures, pool, spares }
     }
 
     /// Works until nobody has rows to write any more. Rows go first: a batch waits for them.
@@ -136,7 +137,8 @@ impl Preparer {
         // A decoder that panics on some file of a stranger's costs that pair, not the run.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.prepare(&pair, draw_epoch)));
         let outcome = outcome.unwrap_or_else(|_| {
-            self.scratch = Scratch::default();
+            let (transform, limits) = (Arc::clone(&self.transform), self.config.decode_limits);
+            self.pictures = PictureReader::new(transform, limits);
             Err(Fault::new(Reason::BrokenImage, "the decoder panicked"))
         });
         let Pair { id, offset, image, caption, .. } = pair;
@@ -146,20 +148,19 @@ impl Preparer {
     }
 
     fn prepare(&mut self, pair: &Pair, draw_epoch: u64) -> Result<Prepared, Fault> {
-        let picture =
-            decode(&pair.image, &self.config.decode_limits).map_err(|e| Fault::from(&e))?;
         // What a spare holds of another pair is overwritten.
         let mut prepared = self.spares.take.try_recv().unwrap_or_default();
-        let (scratch, resized) = (&mut self.scratch, &mut prepared.resized);
-        match self.config.mode {
+        let (image, resized) = (&pair.image, &mut prepared.resized);
+        let outcome = match self.config.mode {
             Mode::Train => {
                 let mut rng = rng(self.config.seed, Domain::Image, draw_epoch, pair);
-                let (width, height) = (picture.width, picture.height);
-                let draws = Draws::new(&self.config.transform.train, width, height, &mut rng);
-                let part = draws.part(width, height);
-                self.transform.augment(&picture, part, &draws, scratch, resized);
+                self.pictures.train(image, &mut rng, resized)
             }
-            Mode::Eval => self.transform.centre(&picture, scratch, resized),
+            Mode::Eval => self.pictures.eval(image, resized),
+        };
+        if let Err(error) = outcome {
+            let _ = self.spares.give.try_send(prepared);
+            return Err(Fault::from(&error));
         }
         prepared.tokens.clear();
         if self.config.fields.captions != Captions::None {
@@ -231,8 +232,10 @@ mod tests {
             let first = run(&mut preparer);
             let mut used = spares.take.recv().unwrap();
             used.tokens.fill(7);
-            let other = crate::data::decode::Rgb8 { width: 1, height: 1, data: vec![200; 3] };
-            preparer.transform.centre(&other, &mut preparer.scratch, &mut used.resized);
+            let other = image::RgbImage::from_pixel(1, 1, image::Rgb([200; 3]));
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            other.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+            preparer.pictures.eval(&bytes.into_inner(), &mut used.resized).unwrap();
             spares.give.send(used).unwrap();
             assert_eq!(run(&mut preparer), first);
         }
