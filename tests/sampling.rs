@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use roclip::data::loader::{LoaderConfig, Mode, Position, Sampling};
+use roclip::data::exclude::Exclusions;
+use roclip::data::ledger::Reason;
+use roclip::data::loader::{Held, LoaderConfig, Mode, Position, Sampling};
 
 use crate::common::shards::*;
 
@@ -81,7 +83,7 @@ fn drawn_shards_go_on_where_they_were() {
 #[test]
 fn drawing_from_nothing_ends() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("0.tar"), tar::<&str, &str>(&[])).unwrap();
+    std::fs::write(dir.path().join("0.tar"), tar(&[("a", ""); 0])).unwrap();
     let shards = dir.path().join("0.tar").display().to_string();
     let outcome = load(drawn(shards, 10, Vec::new()));
     assert_eq!(outcome.keys.len(), 0);
@@ -109,10 +111,14 @@ fn going_on_reads_nothing_again_that_was_delivered() {
                 now if turn == now => position.cursor.anchor.offset,
                 _ => 0,
             };
-            let held: Vec<u64> =
-                position.buffer.iter().filter(|h| h.turn == turn).map(|h| h.offset).collect();
-            // A pair of these shards is two members of a header and less than 512 bytes each.
-            let is_held = |at: u64| held.iter().any(|&from| (from..from + 2048).contains(&at));
+            // Two headers, a picture and a short caption.
+            let end = |held: &Held| {
+                let picture = png(number as u32 * 20 + held.index).len().next_multiple_of(512);
+                held.offset + picture as u64 + 3 * 512
+            };
+            let held = position.buffer.iter().filter(|held| held.turn == turn);
+            let held: Vec<_> = held.map(|held| held.offset..end(held)).collect();
+            let is_held = |at: u64| held.iter().any(|pair| pair.contains(&at));
             for at in (0..read.min(bytes.len() as u64)).filter(|&at| !is_held(at)) {
                 bytes[at as usize] = 0xEE;
                 destroyed += 1;
@@ -125,4 +131,20 @@ fn going_on_reads_nothing_again_that_was_delivered() {
         assert_eq!(rest.tally, whole.tally, "after batch {done}");
     }
     assert!(destroyed > 100_000, "{destroyed}");
+}
+
+#[test]
+fn what_is_on_a_list_is_left_out_and_ledgered() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = write_shards(dir.path(), 2, 5);
+    let list = dir.path().join("list.jsonl");
+    let second = dir.path().join("01.tar").display().to_string();
+    let lines = format!("\"000003\"\n{{\"shard\":\"{second}\",\"key\":\"000006\"}}\n");
+    std::fs::write(&list, lines + "{\"shard\":\"elsewhere.tar\",\"key\":\"000001\"}\n").unwrap();
+    let exclude = Some(std::sync::Arc::new(Exclusions::read(&list).unwrap()));
+    let outcome = load(LoaderConfig { exclude, ..plain(shards) });
+    assert_eq!(outcome.tally.reasons, [(Reason::Excluded, 2)].into());
+    let left_out: Vec<_> = outcome.entries.iter().map(|e| e.key.as_deref().unwrap()).collect();
+    assert_eq!(left_out, ["000003", "000006"]);
+    assert_eq!(outcome.keys.len(), 8);
 }

@@ -1,19 +1,22 @@
 //! Flags → the options of every stage.
 
 use super::Settings;
-use super::flags::{Args, Aug, DataArgs, TextAug};
+use super::flags::{Args, Aug, DataArgs, FidelityName, TextAug};
 use crate::data::decode::DecodeLimits;
+use crate::data::exclude::Exclusions;
 use crate::data::loader::{CaptionAugmentation, LoaderConfig, Mode, Sampling, TextOptions};
 use crate::data::sample::{Captions, Fields, Labels};
+use crate::data::source::{CacheOptions, SourceOptions};
 use crate::data::text::eda::Eda;
 use crate::data::text::tokenizer::{Tokenizer, Truncation};
 use crate::data::text::wordnet::WordNet;
-use crate::data::transform::{Augment, TransformConfig};
+use crate::data::transform::{Augment, Fidelity, TransformConfig};
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
 use crate::matching::Objective;
 use crate::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The options of every stage, and what the user should be told about them.
 #[derive(Debug)]
@@ -44,10 +47,12 @@ const IDENTITY: &[&str] = &[
     "image_key",
     "text_key",
     "json_text_key",
+    "exclude",
     "max_image_pixels",
     "shuffle",
     "aug",
     "aug_cfg",
+    "fidelity",
     "text_aug",
     "model",
     "objective",
@@ -80,6 +85,7 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
     let eval = LoaderConfig {
         mode: Mode::Eval,
         sampling: Sampling::Once,
+        exclude: None,
         fields: Fields { captions: Captions::None, labels: Labels::Cls, ..loader.fields.clone() },
         text: TextOptions { eda: None, ..loader.text.clone() },
         ..loader.clone()
@@ -121,6 +127,15 @@ fn eda(args: &Args, notes: &mut Vec<String>) -> Result<Option<Eda>> {
     Ok(Some(Eda::new(wordnet.map(Arc::new))))
 }
 
+fn source(data: &DataArgs) -> SourceOptions {
+    let max_bytes = data.cache_size.saturating_mul(1 << 30);
+    SourceOptions {
+        idle_timeout: Duration::from_secs(data.idle_timeout),
+        cache: data.cache_dir.clone().map(|dir| CacheOptions { dir, max_bytes }),
+        ..SourceOptions::default()
+    }
+}
+
 fn sampling(data: &DataArgs) -> Sampling {
     if !data.dataset_resampled {
         return Sampling::Once;
@@ -152,6 +167,8 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         workers: data.workers,
         readers: data.readers,
         sampling: sampling(data),
+        source: source(data),
+        exclude: data.exclude.as_deref().map(Exclusions::read).transpose()?.map(Arc::new),
         shuffle: data.shuffle,
         fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },
         decode_limits: DecodeLimits { max_pixels: data.max_image_pixels, ..Default::default() },
@@ -181,7 +198,11 @@ fn transform(args: &Args, image_size: usize) -> Result<TransformConfig> {
         })?;
         train.set(key, value)?;
     }
-    Ok(TransformConfig::new(image_size, train))
+    let fidelity = match args.augment.fidelity {
+        FidelityName::Exact => Fidelity::Exact,
+        FidelityName::Fast => Fidelity::Fast,
+    };
+    Ok(TransformConfig { fidelity, ..TransformConfig::new(image_size, train) })
 }
 
 /// The learning rate of a run of `steps_per_epoch` steps an epoch.

@@ -67,6 +67,19 @@ pub struct DataArgs {
     /// Take the caption from this field of the `json` member instead
     #[arg(long, value_name = "FIELD")]
     pub json_text_key: Option<String>,
+    /// Leave out the pairs on this list: keys, one a line, or JSON lines with `key` and perhaps
+    /// `shard`, as in skips.jsonl
+    #[arg(long, value_name = "FILE")]
+    pub exclude: Option<PathBuf>,
+    /// Keep shards read over the network in this directory
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Most that it may hold, in GiB; what was used least recently goes first
+    #[arg(long, default_value_t = 100, value_name = "GIB", requires = "cache_dir")]
+    pub cache_size: u64,
+    /// Seconds without a byte after which a read over the network is tried again
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub idle_timeout: u64,
     /// Skip pictures with more pixels than this; read from the header, before decoding
     #[arg(long, default_value_t = 25_000_000, value_name = "PIXELS")]
     pub max_image_pixels: u64,
@@ -109,6 +122,15 @@ pub enum Aug {
     None,
 }
 
+/// How closely pictures equal those of Pillow and torchvision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FidelityName {
+    /// To the bit
+    Exact,
+    /// Decoded only as large as needed, colours in one pass
+    Fast,
+}
+
 /// Which augmentation of captions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TextAug {
@@ -128,6 +150,10 @@ pub struct AugmentArgs {
     /// Changes to it, as in open_clip: `scale=0.5,1.0 color_jitter_prob=0.4 blur_kernel=3`
     #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     pub aug_cfg: Vec<String>,
+    /// How training pictures are computed: to the bit as Pillow and torchvision do it, or faster,
+    /// with small differences that no eye sees; evaluation is always exact
+    #[arg(long, value_enum, default_value_t = FidelityName::Exact)]
+    pub fidelity: FidelityName,
     /// Caption augmentation
     #[arg(long, value_enum, default_value_t = TextAug::Eda)]
     pub text_aug: TextAug,

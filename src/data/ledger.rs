@@ -44,6 +44,8 @@ pub enum Reason {
     NameTooLong,
     /// The key occurs again before the pair was complete; the complete occurrence is kept.
     DuplicateMember,
+    /// The pair is on the list of those to be left out.
+    Excluded,
     /// No image member.
     MissingImage,
     /// No caption member, or no caption field in the json.

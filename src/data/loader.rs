@@ -28,6 +28,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::decode::DecodeLimits;
+use super::exclude::Exclusions;
 use super::ledger::Entry;
 use super::pool::BufferPool;
 use super::sample::{Captions, Fields};
@@ -124,6 +125,8 @@ pub struct LoaderConfig {
     pub shuffle: usize,
     /// Bytes in the shuffle buffer; beyond them it gives out pairs early. Default 1 GiB.
     pub shuffle_bytes: u64,
+    /// Pairs to be left out; they are skipped and ledgered. Default none.
+    pub exclude: Option<Arc<Exclusions>>,
     /// Which members make a pair.
     pub fields: Fields,
     /// What a shard may cost.
@@ -163,6 +166,7 @@ impl Default for LoaderConfig {
             sampling: Sampling::Once,
             shuffle: 5000,
             shuffle_bytes: 1 << 30,
+            exclude: None,
             fields: Fields::default(),
             shard_limits: ShardLimits::default(),
             decode_limits: DecodeLimits::default(),
@@ -243,8 +247,8 @@ impl Loader {
         Ok(Self { config, shards, weights, transform, pool, is_rereadable, is_consumed })
     }
 
-    /// Ends an epoch of shards drawn with replacement after so many pairs, if nothing else was said;
-    /// any other epoch ends with its shards.
+    /// Ends an epoch of shards drawn with replacement after so many pairs, if nothing else was
+    /// said; any other epoch ends with its shards.
     pub fn with_epoch_pairs(mut self, count: u64) -> Self {
         if let Sampling::Resampled { pairs, .. } = &mut Arc::make_mut(&mut self.config).sampling {
             pairs.get_or_insert(count);

@@ -118,7 +118,7 @@ impl Reading {
                 if reader.found() > begin.found {
                     bytes += bytes_of(&found);
                     let place = Cursor { turn, found: reader.found(), anchor: reader.anchor() };
-                    chunk.push((found, place));
+                    chunk.push((self.exclude(found), place));
                 }
             }
             if chunk.len() >= CHUNK_PAIRS || bytes >= CHUNK_BYTES || is_last {
@@ -133,6 +133,21 @@ impl Reading {
             }
         }
         first_fault.filter(|_| !reader.is_readable())
+    }
+
+    /// A pair that is to be left out is a skipped one.
+    fn exclude(&self, found: Found) -> Found {
+        let is_on = |pair: &Pair| {
+            let list = self.config.exclude.as_ref();
+            list.is_some_and(|list| list.contains(&pair.id.shard, &pair.id.key))
+        };
+        match found {
+            Found::Pair(pair) if is_on(&pair) => {
+                let fault = Fault::new(Reason::Excluded, "on the list given with --exclude");
+                Found::Skipped(pair.id, pair.offset, fault)
+            }
+            found => found,
+        }
     }
 
     fn open(&self, shard_index: u32) -> Result<SampleReader<ShardReader>, Fault> {
@@ -166,7 +181,8 @@ impl Reading {
 
 fn fetch_one(reader: &mut SampleReader<ShardReader>, anchor: Anchor) -> io::Result<Pair> {
     reader.jump(anchor)?;
-    match reader.next() {
+    // Damage behind the pair is told before it; it was told the first time, too.
+    match reader.find(|found| !matches!(found, Found::Damage(..))) {
         Some(Found::Pair(pair)) if pair.offset == anchor.offset => Ok(pair),
         _ => {
             let detail = format!("no pair at byte {}, where one was read before", anchor.offset);
