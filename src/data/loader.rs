@@ -33,7 +33,7 @@ use super::ledger::Entry;
 use super::pool::BufferPool;
 use super::sample::{Captions, Fields};
 use super::shard::ShardLimits;
-use super::source::{Shard, SourceOptions, fingerprint, list_shards};
+use super::source::{Shard, SourceOptions, fingerprint, list_patterns};
 use super::text::eda::Eda;
 use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
@@ -238,8 +238,9 @@ impl Loader {
     /// A field is out of range, or the shard list is unusable.
     pub fn new(config: LoaderConfig) -> Result<Self> {
         config.validate()?;
-        let shards: Arc<[Shard]> = list_shards(&config.shards, &config.source)?.into();
-        let weights = shard_weights(&config)?;
+        let lists = list_patterns(&config.shards, &config.source)?;
+        let weights = shard_weights(&config.sampling, &lists)?;
+        let shards: Arc<[Shard]> = lists.concat().into();
         let transform = Arc::new(Transform::new(config.transform.clone())?);
         let is_rereadable = shards.iter().all(Shard::is_rereadable);
         let is_consumed = AtomicBool::new(false);
@@ -360,24 +361,23 @@ impl Loader {
 }
 
 /// The weight of each shard: that of its pattern. Empty where shards are not drawn.
-fn shard_weights(config: &LoaderConfig) -> Result<Vec<f64>> {
-    let Sampling::Resampled { weights, .. } = &config.sampling else { return Ok(Vec::new()) };
-    let patterns: Vec<&str> = config.shards.split("::").collect();
-    let fits = weights.is_empty() || weights.len() == patterns.len();
+fn shard_weights(sampling: &Sampling, lists: &[Vec<Shard>]) -> Result<Vec<f64>> {
+    let Sampling::Resampled { weights, .. } = sampling else { return Ok(Vec::new()) };
+    let fits = weights.is_empty() || weights.len() == lists.len();
     let valid = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
     if !fits || !valid || (!weights.is_empty() && weights.iter().sum::<f64>() <= 0.0) {
         return Err(Error::Option {
             flag: "--train-data-upsampling-factors".into(),
             got: format!("{weights:?}"),
-            expected: format!("{} numbers joined by `::`, one for each pattern", patterns.len()),
+            expected: format!("{} numbers joined by `::`, one for each pattern", lists.len()),
         });
     }
-    let mut of_shards = Vec::new();
-    for (at, pattern) in patterns.into_iter().enumerate() {
-        let weight = weights.get(at).copied().unwrap_or(1.0);
-        of_shards.extend(list_shards(pattern, &config.source)?.into_iter().map(|_| weight));
-    }
-    Ok(of_shards)
+    let weight = |at: usize| weights.get(at).copied().unwrap_or(1.0);
+    Ok(lists
+        .iter()
+        .enumerate()
+        .flat_map(|(at, list)| list.iter().map(move |_| weight(at)))
+        .collect())
 }
 
 /// The batches of one epoch. Dropping it ends its threads.

@@ -75,18 +75,24 @@ impl Shard {
 /// An option is out of range; a pattern is malformed, expands to more than [`MAX_EXPANSION`] names
 /// or asks for a shell; a store cannot be listed; nothing that it names exists.
 pub fn list_shards(shards: &str, options: &SourceOptions) -> Result<Vec<Shard>> {
+    Ok(list_patterns(shards, options)?.concat())
+}
+
+/// [`list_shards`], but the shards of each `::` pattern apart.
+///
+/// # Errors
+/// As [`list_shards`].
+pub fn list_patterns(shards: &str, options: &SourceOptions) -> Result<Vec<Vec<Shard>>> {
     options.validate()?;
-    let mut list = Vec::new();
-    for pattern in shards.split("::") {
-        if pattern.is_empty() {
-            return Err(refuse(shards, "a pattern is empty; write `a::b` to join two"));
-        }
-        list.extend(list_pattern(pattern, options)?);
-    }
-    if list.iter().filter(|shard| shard.source == Source::Stdin).count() > 1 {
+    let list_one = |pattern: &str| match pattern {
+        "" => Err(refuse(shards, "a pattern is empty; write `a::b` to join two")),
+        pattern => list_pattern(pattern, options),
+    };
+    let lists: Vec<_> = shards.split("::").map(list_one).collect::<Result<_>>()?;
+    if lists.iter().flatten().filter(|shard| shard.source == Source::Stdin).count() > 1 {
         return Err(refuse(shards, "standard input (`-`) can be listed only once"));
     }
-    Ok(list)
+    Ok(lists)
 }
 
 /// What tells one list of shards from another: the first 16 hexadecimal digits of the SHA-256 over

@@ -6,8 +6,8 @@
 //! Unlike libjpeg it takes nothing that is damaged: data that ends early, codes that do not exist
 //! and a missing end-of-image marker are errors. What lies below the part is not looked at.
 //!
-//! The order: [`markers`] reads headers, [`huffman`] bits, [`scan`] and [`progressive`]
-//! coefficients; [`idct`] makes samples of them, [`color`] pixels.
+//! The order: `markers` reads headers, `huffman` bits, `scan` and `progressive`
+//! coefficients; `idct` makes samples of them, `color` pixels.
 
 use std::time::Instant;
 
