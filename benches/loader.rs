@@ -60,9 +60,9 @@ pub fn settings(image_size: usize) -> Result<Vec<Setting>> {
 }
 
 impl Setting {
-    fn loader(&self, corpus: &Corpus, workers: usize) -> LoaderConfig {
+    fn loader(&self, corpus: &Corpus, pairs: usize, workers: usize) -> LoaderConfig {
         LoaderConfig {
-            shards: corpus.shards.clone(),
+            shards: corpus.repeated(pairs),
             batch_size: BATCH,
             workers,
             readers: 1,
@@ -126,10 +126,10 @@ pub fn report(corpus: &Corpus, effort: &Effort) -> Result<Vec<Line>> {
         let transform = Transform::new(setting.transform.clone())?;
         let stages = stages::measure(corpus, &transform, setting.eda.as_ref(), effort.rounds)?;
         print_stages(setting.name, &stages);
-        let [one, two] = [1, 2].map(|workers| setting.loader(corpus, workers));
+        let [one, two] = [1, 2].map(|workers| setting.loader(corpus, effort.pairs, workers));
         let hashes = [whole::hash(&one)?, whole::hash(&two)?];
         assert_eq!(hashes[0], hashes[1], "{}: two workers make another batch", setting.name);
-        let runs = [whole::run(&one, effort.pairs)?, whole::run(&two, effort.pairs)?];
+        let runs = [whole::run(&one)?, whole::run(&two)?];
         lines.push(Line { name: setting.name, stages, runs, hashes });
     }
     lines.iter().for_each(print_runs);
@@ -179,7 +179,7 @@ pub fn peer(name: &str, corpus: &Corpus, pairs: usize) -> Result<()> {
             let expected = format!("read or one of {names:?}");
             Error::Option { flag: "--peer".into(), got: name.into(), expected }
         })?;
-        whole::run(&setting.loader(corpus, 1), pairs)?
+        whole::run(&setting.loader(corpus, pairs, 1))?
     };
     let (micros, wall) = (run.micros(), run.wall.as_secs_f64());
     println!("{}", json!({ "peer": name, "images": run.pairs, "cpu_us": micros, "wall_s": wall }));
@@ -211,7 +211,7 @@ struct Arguments {
     #[arg(long)]
     peer: Option<String>,
     /// Pairs that a loader delivers at least
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 8000)]
     images: usize,
     /// Pairs of which the stages are timed
     #[arg(long, default_value_t = 1000)]

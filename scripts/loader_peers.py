@@ -11,7 +11,7 @@ request to the last batch and the end of the workers, after a short run that is 
 table is printed: medians (least to most) and how many times ours they are.
 
 Peers that cannot be imported are left out, with their reason. Needs open_clip_torch, webdataset,
-torchvision and pandas; nvidia-dali where it installs.
+torchvision and pandas; nvidia-dali and ffcv where they install.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import types
 import warnings
 
@@ -169,6 +170,60 @@ def dali_loader(folder, kind, images):
     return lambda: consume(batches(), images)
 
 
+def ffcv_loader(folder, kind, images):
+    """From a file of its own, written before the clock starts, pictures encoded anew at quality 90;
+    each is decoded whole and its part brought to size by averaging areas. It has no bicubic, and
+    of RoCLIP's set it has too little, so that it runs open_clip's crop alone."""
+    import io
+
+    import numpy as np
+    import torch
+    import webdataset as wds
+    from ffcv.fields import BytesField, RGBImageField
+    from ffcv.fields.bytes import BytesDecoder
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
+    from ffcv.writer import DatasetWriter
+    from PIL import Image
+
+    pairs = list(wds.DataPipeline(wds.SimpleShardList(shards(folder)), wds.tarfile_to_samples()))
+    longest = max(len(pair["txt"]) for pair in pairs)
+
+    class Pairs:
+        def __len__(self):
+            return len(pairs)
+
+        def __getitem__(self, n):
+            picture = np.asarray(Image.open(io.BytesIO(pairs[n]["jpg"])).convert("RGB"))
+            return picture, np.frombuffer(pairs[n]["txt"].ljust(longest, b"\0"), np.uint8)
+
+    scratch = tempfile.TemporaryDirectory()
+    path = os.path.join(scratch.name, "pairs.beton")
+    fields = {"picture": RGBImageField(write_mode="jpg", jpeg_quality=90), "text": BytesField()}
+    DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(Pairs())
+    scaled = [255 * np.array(values) for values in (MEAN, STD)]
+    crop = RandomResizedCropRGBImageDecoder((SIDE, SIDE), scale=(0.9, 1.0))
+    pictures = [crop, NormalizeImage(*scaled, np.float32), ToTensor(), ToTorchImage()]
+    loader = Loader(
+        path, batch_size=BATCH, num_workers=1, order=OrderOption.RANDOM, seed=0,
+        pipelines={"picture": pictures, "text": [BytesDecoder()]})
+
+    def batches():
+        for pictures, texts in loader:
+            captions = [bytes(text).rstrip(b"\0").decode() for text in texts]
+            yield torch.as_tensor(pictures), tokenizer()(captions)
+
+    consume(batches(), BATCH)  # compiles
+
+    def run():
+        count = consume(batches(), images)
+        scratch.cleanup()
+        return count
+
+    return run
+
+
 def webdataset_reader(folder, kind, images):
     """Members to pairs, in this process, nothing else."""
     import webdataset as wds
@@ -184,10 +239,15 @@ def webdataset_reader(folder, kind, images):
             return count
 
 
-PEERS = {"webdataset": (webdataset_reader, ["read"])} | {
-    name: (loader, KINDS) for name, loader in [
-        ("open_clip", open_clip_loader), ("torchvision v2", torchvision_loader),
-        ("DALI", dali_loader)]}
+PEERS = {
+    "webdataset": (webdataset_reader, ["read"]),
+    "open_clip": (open_clip_loader, KINDS),
+    "torchvision v2": (torchvision_loader, KINDS),
+    "DALI": (dali_loader, KINDS),
+    "FFCV": (ffcv_loader, ["clip"]),
+}
+# What has to be prepared before the clock starts.
+PREPARED = ["DALI", "FFCV"]
 OURS = ["read"] + [f"{kind}-{way}" for kind in KINDS for way in ("fast", "exact")]
 
 
@@ -208,7 +268,7 @@ def child(peer, kind, folder, images):
     load = PEERS[peer][0]
 
     def prepared(count):
-        made = load(folder, kind, count) if peer == "DALI" else None
+        made = load(folder, kind, count) if peer in PREPARED else None
         return made or functools.partial(load, folder, kind, count)
 
     prepared(BATCH)()
@@ -232,13 +292,15 @@ def measure(command):
 
 def commands(arguments):
     """Name, what is done, and how to start it, for everything that takes part."""
+    # What takes less time takes more pairs to tell how much.
+    images = lambda kind, times=1: str(arguments.images * times * (10 if kind == "read" else 1))
     for kind in OURS:
         yield "ours", kind, [arguments.bench, "--shards500", arguments.shards, "--peer", kind,
-                             "--pairs", "1", "--images", str(arguments.images)]
+                             "--pairs", "1", "--images", images(kind, 4)]
     for peer, (_, kinds) in PEERS.items():
         for kind in kinds:
             yield peer, kind, [sys.executable, __file__, "--shards", arguments.shards, "--images",
-                               str(arguments.images), "--child", peer, kind]
+                               images(kind), "--child", peer, kind]
 
 
 def table(times):

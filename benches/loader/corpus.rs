@@ -1,5 +1,6 @@
 //! The pairs that the bench runs on: given shards, or small ones made on the spot.
 
+use roclip::data::count::count_pairs;
 use roclip::data::pool::BufferPool;
 use roclip::data::sample::{Contents, Fields, Found, Pair, SampleReader};
 use roclip::data::shard::{ShardLimits, ShardReader};
@@ -14,6 +15,8 @@ pub struct Corpus {
     pub name: String,
     /// As `--train-data` takes it.
     pub shards: String,
+    /// Pairs in all shards.
+    pub count: usize,
     /// The first pairs.
     pub pairs: Vec<Pair>,
 }
@@ -24,8 +27,9 @@ impl Corpus {
     /// # Errors
     /// There are no such shards, or no pair in them.
     pub fn open(name: &str, shards: &str, most: usize) -> Result<Self> {
-        let mut pairs = Vec::new();
-        for (n, shard) in list_shards(shards, &SourceOptions::default())?.iter().enumerate() {
+        let (mut pairs, listed) = (Vec::new(), list_shards(shards, &SourceOptions::default())?);
+        let count = count_pairs(&listed, &Fields::default(), &ShardLimits::default())?.pairs();
+        for (n, shard) in listed.iter().enumerate() {
             let found = reader(shard, n)?;
             let good = found.filter_map(|found| match found {
                 Found::Pair(pair) => Some(pair),
@@ -37,7 +41,14 @@ impl Corpus {
             let reason = "there is no pair in them".into();
             return Err(Error::Shards { pattern: shards.into(), reason });
         }
-        Ok(Self { name: name.into(), shards: shards.into(), pairs })
+        let (name, shards) = (name.into(), shards.into());
+        Ok(Self { name, shards, count: count as usize, pairs })
+    }
+
+    /// The list of shards, as often as it takes to hold so many pairs: one long epoch, as those of
+    /// pre-training are.
+    pub fn repeated(&self, pairs: usize) -> String {
+        vec![&*self.shards; pairs.div_ceil(self.count).max(1)].join("::")
     }
 
     /// Two shards of `count` pictures each of this size, written to `dir`: waves and some noise,
