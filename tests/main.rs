@@ -24,6 +24,7 @@ mod run;
 mod shards_tool;
 #[cfg(feature = "sim")]
 mod sim;
+mod steady;
 mod step;
 mod stream;
 mod text;

@@ -145,7 +145,40 @@ impl Bpe {
         {
             return out.push(id);
         }
-        self.merge(word, out);
+        match word.len() {
+            ..=LONGEST_WORD => self.merge_short(word, out),
+            _ => self.merge(word, out),
+        }
+    }
+
+    /// [`merge`](Self::merge) of at most [`LONGEST_WORD`] bytes: what merges next is searched for
+    /// anew, and nothing is allocated.
+    fn merge_short(&self, word: &[u8], out: &mut Vec<u32>) {
+        let merged =
+            |left: u32, right: u32| self.merges.get(&pair(left, right)).copied().unwrap_or(NONE);
+        let mut n = word.len();
+        // Tokens, and what each makes with the one behind it.
+        let (mut ids, mut made) = ([0; LONGEST_WORD], [NONE; LONGEST_WORD]);
+        for (id, &byte) in ids.iter_mut().zip(word) {
+            *id = u32::from(self.alphabet[usize::from(byte)]);
+        }
+        ids[n - 1] += 256;
+        for left in 0..n - 1 {
+            made[left] = merged(ids[left], ids[left + 1]);
+        }
+        while let Some((left, &id)) = made[..n - 1].iter().enumerate().min_by_key(|(_, id)| **id)
+            && id != NONE
+        {
+            ids[left] = id;
+            ids.copy_within(left + 2..n, left + 1);
+            made.copy_within(left + 1..n, left);
+            n -= 1;
+            if left > 0 {
+                made[left - 1] = merged(ids[left - 1], id);
+            }
+            made[left] = if left + 1 < n { merged(id, ids[left + 1]) } else { NONE };
+        }
+        out.extend_from_slice(&ids[..n]);
     }
 
     /// Merges adjacent tokens, lowest rank first and leftmost first within a rank, until no merge
@@ -238,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heap_equals_the_definition() {
+    fn both_ways_equal_the_definition() {
         use crate::rng::{Domain, Rng};
         let bpe = Bpe::clip();
         let mut rng = Rng::new(11, Domain::Caption, 0, 0);
@@ -251,7 +284,11 @@ mod tests {
                 let word: Vec<u8> = (0..length).map(letter).collect();
                 let mut out = Vec::new();
                 bpe.encode(&word, &mut out);
-                assert_eq!(out, merge_by_definition(bpe, &word), "{word:?}");
+                let expected = merge_by_definition(bpe, &word);
+                assert_eq!(out, expected, "{word:?}");
+                out.clear();
+                bpe.merge(&word, &mut out);
+                assert_eq!(out, expected, "{word:?}");
             }
         }
     }
