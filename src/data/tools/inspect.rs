@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
 use image::codecs::png::PngEncoder;
-use image::codecs::webp::WebPDecoder;
-use image::{ExtendedColorType, ImageDecoder, ImageEncoder, Rgb, RgbImage, imageops};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
+use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, imageops};
 
 use super::super::atomic::AtomicFile;
-use super::super::decode::{DecodeLimits, decode};
+use super::super::decode::{DecodeLimits, Encoded, decode};
 use super::super::ledger::{Fault, Reason, Tally, cut};
 use super::super::sample::{Contents, Fields, Found, Pair, SampleReader};
 use super::super::shard::{ShardLimits, ShardReader};
@@ -232,23 +228,9 @@ impl Inspector<'_> {
 
 /// Format, width and height in pixels, from the header alone; `None` if it makes no sense.
 pub fn picture_size(bytes: &[u8]) -> Option<(&'static str, u32, u32)> {
-    match bytes {
-        [0xFF, 0xD8, 0xFF, ..] => {
-            let mut decoder = JpegDecoder::new(ZCursor::new(bytes));
-            decoder.decode_headers().ok()?;
-            let (width, height) = decoder.dimensions()?;
-            Some(("jpeg", u32::try_from(width).ok()?, u32::try_from(height).ok()?))
-        }
-        [0x89, b'P', b'N', b'G', ..] => {
-            let word = |at| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
-            Some(("png", word(16)?, word(20)?))
-        }
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            let (width, height) = WebPDecoder::new(Cursor::new(bytes)).ok()?.dimensions();
-            Some(("webp", width, height))
-        }
-        _ => None,
-    }
+    let limits = DecodeLimits { max_pixels: u64::MAX, ..DecodeLimits::default() };
+    let encoded = Encoded::open(bytes, &limits).ok()?;
+    Some((encoded.format(), encoded.width(), encoded.height()))
 }
 
 /// The picture in a square of [`CELL`] pixels; `None` if it does not decode.
