@@ -33,7 +33,7 @@ LOOKS = ["bright", "quiet", "colourful", "sharp", "wide", "early morning", "outd
          "high-resolution", "framed", "vintage", "dramatic", "soft"]
 ENDS = ["", "", "", " for your desktop", " - free download", " | gallery", " (part {n})",
         " taken on holiday in {year}", ", {year}", " by an amateur photographer",
-        " & more wallpapers", ", printed on canvas: 60 x 40 cm", " #{n}", "... see all {n} pictures"]
+        " & more wallpapers", ", printed on canvas: 60 x 40 cm", " #{n}", "... all {n} pictures"]
 
 
 def photographs(folder):
