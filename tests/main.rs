@@ -6,6 +6,7 @@ mod damage;
 mod decode;
 mod encode;
 mod fast;
+mod fuzz_seeds;
 mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod half;

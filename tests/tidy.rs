@@ -74,7 +74,8 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn rust_files() -> Vec<PathBuf> {
-    ["src", "tests", "benches", "examples"].iter().flat_map(|f| files(f, "rs")).collect()
+    let folders = ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets"];
+    folders.iter().flat_map(|f| files(f, "rs")).collect()
 }
 
 /// The top-level module a source file belongs to: `data` for `src/data/text/eda.rs`.
@@ -306,7 +307,7 @@ fn unsafe_stays_in_its_places() {
 fn no_dead_files() {
     let mut dead = Vec::new();
     let sources = files("src", "rs").into_iter().filter(|p| module(p) != "bin");
-    let tests = files("tests", "rs").into_iter();
+    let tests = files("tests", "rs").into_iter().chain(files("fuzz/src", "rs"));
     for path in sources.chain(tests) {
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
         let folder = path.parent().unwrap();
@@ -333,10 +334,10 @@ fn no_dead_files() {
 
 /// What stands in back-quotes in a document and begins like a path of this repository.
 fn named_paths(text: &str) -> Vec<&str> {
-    let tops = ["src/", "tests/", "benches/", "examples/", "demo/", "kernels/", "scripts/", ".ci/"];
+    let tops = "src/ tests/ benches/ examples/ demo/ fuzz/ kernels/ scripts/ .ci/".split(' ');
     let quoted = text.split('`').skip(1).step_by(2);
     quoted
-        .filter(|q| tops.iter().any(|top| q.starts_with(top)) && !q.contains([' ', '<', '{', '*']))
+        .filter(|q| tops.clone().any(|top| q.starts_with(top)) && !q.contains([' ', '<', '{', '*']))
         .collect()
 }
 

@@ -153,8 +153,10 @@ impl<R: Input> TarReader<R> {
         if self.pass(ahead)? < ahead {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // That there is a header is known; so this is an archive.
-        self.headers = self.headers.max(1);
+        // That there is a header is known, so this is an archive; of the start nothing is known.
+        if offset > 0 {
+            self.headers = self.headers.max(1);
+        }
         Ok(())
     }
 

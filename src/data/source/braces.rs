@@ -5,64 +5,115 @@ use crate::error::Result;
 
 /// Most names that one pattern may expand to.
 pub const MAX_EXPANSION: u64 = 1_000_000;
+/// Most bytes that these names may have together.
+const MAX_BYTES: u64 = 256 << 20;
 /// Deepest nesting of braces.
 const MAX_DEPTH: usize = 64;
+/// Most digits of a number.
+const MAX_DIGITS: usize = 4096;
 
-/// A parsed pattern: each variant knows how many strings it stands for before any is made.
-enum Node {
+/// A parsed pattern. It knows what it stands for before any of it is made, and makes each name from
+/// its number, so that nothing but the names is held in memory.
+struct Node {
+    kind: Kind,
+    /// Names, saturating; at least one.
+    count: u64,
+    /// Bytes of all of them together, at most; saturating.
+    bytes: u64,
+}
+
+enum Kind {
     Literal(String),
-    Range(Vec<String>),
-    /// One after the other: the product of the parts.
+    /// From the first on, `step` apart, of `width` characters at least.
+    Numbers {
+        first: i128,
+        step: i128,
+        width: usize,
+    },
+    /// One after the other: the product of the parts, the last varying fastest.
     Join(Vec<Node>),
-    /// One or the other: the sum of the parts.
-    Either(Vec<Node>),
+    /// One or the other: the sum of the parts, each with the number of its first name.
+    Either(Vec<(u64, Node)>),
 }
 
 /// Expands braces as Python's `braceexpand` does (the package that webdataset calls).
 ///
 /// # Errors
-/// Unbalanced or too deeply nested braces; more than [`MAX_EXPANSION`] results.
+/// Unbalanced or too deeply nested braces; more than [`MAX_EXPANSION`] results, or these of more
+/// than 256 MiB together.
 pub fn expand_braces(pattern: &str) -> Result<Vec<String>> {
     let chars: Vec<char> = pattern.chars().collect();
     let node = parse_join(&chars, 0).map_err(|reason| refuse(pattern, reason))?;
-    let count = node.count();
-    if count > MAX_EXPANSION {
-        return Err(refuse(pattern, format!("expands to {count} names; at most {MAX_EXPANSION}")));
+    if node.count > MAX_EXPANSION {
+        let reason = format!("expands to {} names; at most {MAX_EXPANSION}", node.count);
+        return Err(refuse(pattern, reason));
     }
-    let mut names = vec![String::new()];
-    node.append_to(&mut names);
-    Ok(names)
+    if node.bytes > MAX_BYTES {
+        let reason = format!("expands to names of {} bytes; at most {MAX_BYTES}", node.bytes);
+        return Err(refuse(pattern, reason));
+    }
+    let name = |number| {
+        let mut name = String::new();
+        node.append(number, &mut name);
+        name
+    };
+    Ok((0..node.count).map(name).collect())
 }
 
 impl Node {
-    fn count(&self) -> u64 {
-        match self {
-            Node::Literal(_) => 1,
-            Node::Range(items) => items.len() as u64,
-            Node::Join(parts) => parts.iter().fold(1, |n, part| n.saturating_mul(part.count())),
-            Node::Either(parts) => parts.iter().fold(0, |n, part| n.saturating_add(part.count())),
-        }
+    fn literal(text: String) -> Self {
+        Self { count: 1, bytes: text.len() as u64, kind: Kind::Literal(text) }
     }
 
-    /// Replaces each prefix by its continuations, the last part varying fastest.
-    fn append_to(&self, prefixes: &mut Vec<String>) {
-        match self {
-            Node::Literal(text) => prefixes.iter_mut().for_each(|prefix| prefix.push_str(text)),
-            Node::Range(items) => {
-                *prefixes = prefixes
-                    .iter()
-                    .flat_map(|prefix| items.iter().map(move |item| format!("{prefix}{item}")))
-                    .collect();
+    fn numbers(first: i64, last: i64, step: u64, width: usize) -> Self {
+        let count = (first.abs_diff(last) / step).saturating_add(1);
+        let longest = first.to_string().len().max(last.to_string().len()).max(width);
+        let step = i128::from(step) * if first <= last { 1 } else { -1 };
+        let kind = Kind::Numbers { first: first.into(), step, width };
+        Self { kind, count, bytes: count.saturating_mul(longest as u64) }
+    }
+
+    fn join(parts: Vec<Node>) -> Self {
+        let (mut count, mut bytes) = (1u64, 0u64);
+        for part in &parts {
+            let fresh = count.saturating_mul(part.bytes);
+            bytes = bytes.saturating_mul(part.count).saturating_add(fresh);
+            count = count.saturating_mul(part.count);
+        }
+        Self { kind: Kind::Join(parts), count, bytes }
+    }
+
+    fn either(parts: impl IntoIterator<Item = Node>) -> Self {
+        let (mut count, mut bytes) = (0u64, 0u64);
+        let numbered = parts.into_iter().map(|part| {
+            let first = count;
+            count = count.saturating_add(part.count);
+            bytes = bytes.saturating_add(part.bytes);
+            (first, part)
+        });
+        Self { kind: Kind::Either(numbered.collect()), count, bytes }
+    }
+
+    /// Appends name `number`, below `count`.
+    fn append(&self, mut number: u64, name: &mut String) {
+        match &self.kind {
+            Kind::Literal(text) => name.push_str(text),
+            Kind::Numbers { first, step, width } => {
+                let value = first + step * i128::from(number);
+                name.push_str(&format!("{value:0width$}"));
             }
-            Node::Join(parts) => parts.iter().for_each(|part| part.append_to(prefixes)),
-            Node::Either(parts) => {
-                let mut endings = Vec::new();
+            Kind::Join(parts) => {
+                let mut following = self.count;
                 for part in parts {
-                    let mut ending = vec![String::new()];
-                    part.append_to(&mut ending);
-                    endings.append(&mut ending);
+                    following /= part.count;
+                    part.append(number / following, name);
+                    number %= following;
                 }
-                Node::Range(endings).append_to(prefixes);
+            }
+            Kind::Either(parts) => {
+                let at = parts.partition_point(|(first, _)| *first <= number) - 1;
+                let (first, part) = &parts[at];
+                part.append(number - first, name);
             }
         }
     }
@@ -112,7 +163,7 @@ fn parse_join(chars: &[char], nesting: usize) -> Result<Node, String> {
     if start < chars.len() {
         parts.push(literal(&chars[start..]));
     }
-    Ok(Node::Join(parts))
+    Ok(Node::join(parts))
 }
 
 /// What stands between a pair of braces: a range, a list, or neither (then the braces stay).
@@ -133,7 +184,8 @@ fn parse_braces(chars: &[char], nesting: usize) -> Result<Node, String> {
     }
     if commas.is_empty() {
         let inside = parse_join(chars, nesting)?;
-        return Ok(Node::Join(vec![Node::Literal("{".into()), inside, Node::Literal("}".into())]));
+        let brace = |brace: &str| Node::literal(brace.into());
+        return Ok(Node::join(vec![brace("{"), inside, brace("}")]));
     }
     let mut items = Vec::new();
     let mut start = 0;
@@ -141,7 +193,7 @@ fn parse_braces(chars: &[char], nesting: usize) -> Result<Node, String> {
         items.push(parse_join(&chars[start..end], nesting)?);
         start = end + 1;
     }
-    Ok(Node::Either(items))
+    Ok(Node::either(items))
 }
 
 fn literal(chars: &[char]) -> Node {
@@ -156,7 +208,7 @@ fn literal(chars: &[char]) -> Node {
             _ => text.push(c),
         }
     }
-    Node::Literal(text)
+    Node::literal(text)
 }
 
 /// `1..5`, `001..100..2`, `c..a`; `None` if it is no range at all.
@@ -194,15 +246,11 @@ fn integer_range(first: &str, last: &str, step: u64) -> Result<Node, String> {
         text != "0" && text != "-0" && text.strip_prefix('-').unwrap_or(text).starts_with('0')
     };
     let width = if padded(first) || padded(last) { first.len().max(last.len()) } else { 0 };
-    let number = |text: &str| text.parse::<i64>().map_err(|_| format!("{text} is too large"));
-    let (first, last) = (number(first)?, number(last)?);
-    let count = first.abs_diff(last) / step + 1;
-    if count > MAX_EXPANSION {
-        return Err(format!("a range of {count} numbers; at most {MAX_EXPANSION} names"));
+    if width > MAX_DIGITS {
+        return Err(format!("numbers of {width} digits; at most {MAX_DIGITS}"));
     }
-    let sign = if first <= last { 1 } else { -1 };
-    let item = |k: u64| i128::from(first) + sign * i128::from(k) * i128::from(step);
-    Ok(Node::Range((0..count).map(|k| format!("{:0width$}", item(k))).collect()))
+    let number = |text: &str| text.parse::<i64>().map_err(|_| format!("{text} is too large"));
+    Ok(Node::numbers(number(first)?, number(last)?, step, width))
 }
 
 /// Between letters of either case, capitals before small ones.
@@ -216,7 +264,8 @@ fn letter_range(first: &str, last: &str, step: u64) -> Option<Node> {
     } else {
         alphabet[last..=first].iter().rev().copied().collect()
     };
-    Some(Node::Range(span.into_iter().step_by(step).map(String::from).collect()))
+    let letters = span.into_iter().step_by(step).map(|letter| Node::literal(letter.into()));
+    Some(Node::either(letters))
 }
 
 #[cfg(test)]
@@ -243,5 +292,24 @@ mod tests {
         assert!(expand_braces(&"{a,".repeat(10_000)).is_err());
         assert!(expand_braces(&("{".repeat(500) + "a,b" + &"}".repeat(500))).is_err());
         assert_eq!(expand_braces("{0..999}{0..999}").unwrap().len(), 1_000_000);
+    }
+    /// A pattern is short, what it stands for is not: the whole range of 64 bits, as many ranges as
+    /// fit, a long name, wide numbers.
+    #[test]
+    fn a_huge_expansion_costs_nothing() {
+        let many = "{1..999999}".repeat(1400);
+        let any = format!("{{{}0}}", "{1..999999},".repeat(1400));
+        let long = format!("{}{{0..999999}}", "a".repeat(16_000));
+        let wide = format!("{{{}..999999}}", "0".repeat(4_000));
+        let too_wide = format!("{{{}..1}}", "0".repeat(70_000));
+        let whole = format!("{{{}..{}}}", i64::MIN, i64::MAX);
+        for pattern in [many, any, long, wide, too_wide, whole] {
+            let message = expand_braces(&pattern).unwrap_err().to_string();
+            assert!(message.contains("at most"), "{message}");
+        }
+        let ends = format!("{{{}..{}..{}}}", i64::MIN, i64::MAX, u64::MAX);
+        let many_ones = format!("{{0..999999}}{}", "{a..a}".repeat(40));
+        assert_eq!(expand_braces(&many_ones).unwrap().len(), 1_000_000);
+        assert_eq!(expand_braces(&ends).unwrap(), [i64::MIN.to_string(), i64::MAX.to_string()]);
     }
 }
