@@ -5,8 +5,10 @@
 //! by hand. No level may contract `a·b + c` by itself, and none changes the order of a sum, so all
 //! levels of a vectorised function give the same bits.
 
+use std::sync::OnceLock;
+
 /// What the machine can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// What every machine of this architecture has.
     Base,
@@ -19,9 +21,32 @@ pub enum Level {
 }
 
 impl Level {
-    /// The highest of this machine; the answer is kept by the standard library.
+    /// The highest of this machine, or a lower one that the environment variable `ROCLIP_SIMD`
+    /// names (`base`, `avx2`): to get the bits of an older machine, and to test what it would run.
+    ///
+    /// # Panics
+    /// If `ROCLIP_SIMD` is none of `base`, `avx2`, `avx512`.
     #[inline(always)]
     pub fn detect() -> Self {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| match std::env::var("ROCLIP_SIMD") {
+            Ok(name) => Self::named(&name).min(Self::highest()),
+            Err(_) => Self::highest(),
+        })
+    }
+
+    fn named(name: &str) -> Self {
+        match name {
+            "base" => Level::Base,
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Level::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Level::Avx512,
+            _ => panic!("ROCLIP_SIMD={name}: it must be base, avx2 or avx512, or not be set"),
+        }
+    }
+
+    fn highest() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;

@@ -1,22 +1,31 @@
 //! Shards → samples → augmented batches. A library of its own: it knows nothing of training.
 
+// What the stages share.
+pub mod ledger;
+pub mod pool;
+mod atomic;
+mod lines;
+
+// Shards to pairs.
 pub mod source;
 pub mod shard;
 pub mod tar;
-pub mod pool;
-mod lines;
-mod atomic;
-pub mod index;
 pub mod sample;
-pub mod ledger;
+
+// Pairs to numbers.
 pub mod decode;
 pub mod jpeg;
 pub mod transform;
 pub mod picture;
 pub mod text;
+
+// To batches.
+pub mod exclude;
 pub mod loader;
 pub mod count;
-pub mod exclude;
+
+// Shards as files to be made and looked after.
+pub mod index;
 pub mod raw;
-pub mod tools;
 pub mod writer;
+pub mod tools;
