@@ -5,6 +5,7 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+use roclip::data::decode;
 use roclip::rng::{Domain, Rng};
 use safetensors::SafeTensors;
 
@@ -63,6 +64,14 @@ fn what_the_fuzzer_found() {
     // Four hundred bytes, a million names of as many bytes each, and twice that on the way there.
     targets::lists(format!("\0{{1..999999}}{}", "b{1..3}".repeat(60)).as_bytes());
     targets::lists(format!("\0{}{{0..999999}}", "name".repeat(100)).as_bytes());
+    // A rare JPEG of 25 million pixels in a thousand bytes: two seconds, whatever the limit.
+    let golden = golden::read("decode.safetensors");
+    let golden = SafeTensors::deserialize(&golden).unwrap();
+    let mut cmyk = golden.tensor("jpeg_cmyk.file").unwrap().data().to_vec();
+    let frame = cmyk.windows(2).position(|marker| marker == [0xFF, 0xC0]).unwrap();
+    cmyk[frame + 5..frame + 9].copy_from_slice(&[0x13, 0x88, 0x13, 0x88]);
+    let error = decode::decode(&cmyk, &decode::DecodeLimits::default()).unwrap_err();
+    assert!(error.to_string().contains("cannot hold 390625 blocks"), "{error}");
 }
 
 /// Runs a target over its seeds and over this many mutations of them.

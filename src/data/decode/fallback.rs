@@ -97,6 +97,10 @@ struct JpegOutline {
     width: u32,
     height: u32,
     components: u8,
+    /// Blocks of the component that has most.
+    blocks: u64,
+    /// Bytes that belong to no header.
+    coded: u64,
     /// Start-of-scan markers.
     scans: usize,
     /// Offset of the name in the Adobe segment, and its colour transform.
@@ -110,7 +114,7 @@ struct JpegOutline {
 fn jpeg_outline(bytes: &[u8]) -> Result<JpegOutline, DecodeError> {
     let cut = || corrupt("the JPEG ends before its end-of-image marker");
     let mut outline = JpegOutline::default();
-    let mut at = 2;
+    let (mut at, mut headers) = (2, 0);
     loop {
         at += bytes[at..].iter().position(|&b| b == 0xFF).ok_or_else(cut)?;
         at += bytes[at..].iter().position(|&b| b != 0xFF).ok_or_else(cut)?;
@@ -118,7 +122,10 @@ fn jpeg_outline(bytes: &[u8]) -> Result<JpegOutline, DecodeError> {
         at += 1;
         match marker {
             0x00 | 0x01 | 0xD0..=0xD8 => continue,
-            0xD9 => return Ok(outline),
+            0xD9 => {
+                outline.coded = (at - headers) as u64;
+                return Ok(outline);
+            }
             _ => {}
         }
         let length = bytes.get(at..at + 2).ok_or_else(cut)?;
@@ -127,10 +134,13 @@ fn jpeg_outline(bytes: &[u8]) -> Result<JpegOutline, DecodeError> {
         match (marker, segment) {
             // Huffman tables, an extension and arithmetic tables share the numbers of frames.
             (0xC4 | 0xC8 | 0xCC, _) => {}
-            (0xC0..=0xCF, [_, h1, h0, w1, w0, components, ..]) if outline.components == 0 => {
+            (0xC0..=0xCF, [_, h1, h0, w1, w0, components, rest @ ..])
+                if outline.components == 0 =>
+            {
                 outline.height = u32::from(u16::from_be_bytes([*h1, *h0]));
                 outline.width = u32::from(u16::from_be_bytes([*w1, *w0]));
                 outline.components = *components;
+                outline.blocks = most_blocks([outline.width, outline.height], rest);
             }
             (0xDA, _) => outline.scans += 1,
             (0xEE, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, transform, ..]) => {
@@ -139,7 +149,21 @@ fn jpeg_outline(bytes: &[u8]) -> Result<JpegOutline, DecodeError> {
             _ => {}
         }
         at += length.max(2);
+        headers += length.max(2);
     }
+}
+
+/// Blocks of the component that has most, by the frame header's list of components.
+fn most_blocks([width, height]: [u32; 2], components: &[u8]) -> u64 {
+    let factors = |of: &[u8]| [u64::from(of[1] >> 4), u64::from(of[1] & 15)];
+    let components = components.chunks_exact(3).map(factors);
+    let most = components.clone().fold([1, 1], |[h, v], of| [h.max(of[0]), v.max(of[1])]);
+    let blocks =
+        |samples: u32, factor: u64, most: u64| (u64::from(samples) * factor).div_ceil(8 * most);
+    components
+        .map(|[h, v]| blocks(width, h, most[0]) * blocks(height, v, most[1]))
+        .max()
+        .unwrap_or(0)
 }
 
 /// What the header of a JPEG declares.
@@ -156,6 +180,12 @@ fn checked_outline(bytes: &[u8], limits: &DecodeLimits) -> Result<JpegOutline, D
     if outline.scans > limits.max_scans {
         let (scans, most) = (outline.scans, limits.max_scans);
         return Err(DecodeError::Unsupported(format!("{scans} scans in one JPEG, limit {most}")));
+    }
+    // A block takes a bit at the least. The decoder makes up what is missing, without a look at the
+    // clock.
+    if outline.coded.saturating_mul(8) < outline.blocks {
+        let (coded, blocks) = (outline.coded, outline.blocks);
+        return Err(corrupt(format!("{coded} bytes cannot hold {blocks} blocks")));
     }
     Ok(outline)
 }

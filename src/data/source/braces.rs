@@ -52,8 +52,9 @@ pub fn expand_braces(pattern: &str) -> Result<Vec<String>> {
         let reason = format!("expands to names of {} bytes; at most {MAX_BYTES}", node.bytes);
         return Err(refuse(pattern, reason));
     }
+    let average = (node.bytes / node.count) as usize;
     let name = |number| {
-        let mut name = String::new();
+        let mut name = String::with_capacity(average);
         node.append(number, &mut name);
         name
     };
