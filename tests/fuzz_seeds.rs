@@ -2,6 +2,8 @@
 //! Method: the same functions, over seeds that other programs wrote, and a few thousand simple
 //! mutations of them with a fixed seed. `write_corpora` gives the fuzzer the same seeds.
 
+use std::time::Duration;
+
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
@@ -72,6 +74,13 @@ fn what_the_fuzzer_found() {
     cmyk[frame + 5..frame + 9].copy_from_slice(&[0x13, 0x88, 0x13, 0x88]);
     let error = decode::decode(&cmyk, &decode::DecodeLimits::default()).unwrap_err();
     assert!(error.to_string().contains("cannot hold 390625 blocks"), "{error}");
+    // Its decoder delivered what it had when time was over.
+    let no_time = decode::DecodeLimits { max_time: Duration::ZERO, ..Default::default() };
+    for name in ["jpeg_cmyk", "jpeg_ycck", "png_rgb", "webp_lossy"] {
+        let file = golden.tensor(&format!("{name}.file")).unwrap();
+        let late = decode::decode(file.data(), &no_time);
+        assert_eq!(late, Err(decode::DecodeError::TooSlow(Duration::ZERO)), "{name}");
+    }
 }
 
 /// Runs a target over its seeds and over this many mutations of them.

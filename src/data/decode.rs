@@ -237,6 +237,8 @@ impl<'a> Encoded<'a> {
             Format::Png => fallback::png(self.bytes, late, out)?,
             Format::WebP => fallback::webp(self.bytes, late, out)?,
         }
+        // A decoder may take the end of its time for the end of the file, and deliver what it has.
+        late.check()?;
         Ok(part)
     }
 

@@ -38,11 +38,15 @@ impl Late<'_> {
         Timed { bytes: Cursor::new(bytes), deadline: self.deadline, reads: 0 }
     }
 
-    fn or_corrupt(&self, error: impl std::fmt::Display) -> DecodeError {
+    pub(super) fn check(&self) -> Result<(), DecodeError> {
         match self.has_passed() {
-            true => DecodeError::TooSlow(self.limits.max_time),
-            false => corrupt(error),
+            true => Err(DecodeError::TooSlow(self.limits.max_time)),
+            false => Ok(()),
         }
+    }
+
+    fn or_corrupt(&self, error: impl std::fmt::Display) -> DecodeError {
+        self.check().err().unwrap_or_else(|| corrupt(error))
     }
 }
 
