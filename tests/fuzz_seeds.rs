@@ -8,6 +8,7 @@ use std::time::Duration;
 mod targets;
 
 use roclip::data::decode;
+use roclip::data::tar::{Event, TarReader};
 use roclip::rng::{Domain, Rng};
 use safetensors::SafeTensors;
 
@@ -63,6 +64,19 @@ fn what_the_fuzzer_found() {
     // A reader that was sent to the start of what is no archive took it for one.
     targets::tar(b"\0not an archive");
     targets::shard(b"\0\0not an archive");
+    // A name that was given in front of zeros, even of the end of the archive, passed to the member
+    // behind them.
+    let archives = plain_archives();
+    let [plain, pax] = [&archives[0], &archives[3]];
+    for zeros in [512, 1024, 2048] {
+        let archive = [&[0], &pax[..1024], &vec![0; zeros], &plain[..2048]].concat();
+        targets::tar(&archive);
+        let mut reader = TarReader::new(&archive[1..], 1 << 20);
+        while let Some(event) = reader.next_event().unwrap() {
+            let is_member = matches!(event, Event::Member(_));
+            assert!(!is_member || reader.name().starts_with("d/"), "{}", reader.name());
+        }
+    }
     // Four hundred bytes, a million names of as many bytes each, and twice that on the way there.
     targets::lists(format!("\0{{1..999999}}{}", "b{1..3}".repeat(60)).as_bytes());
     targets::lists(format!("\0{}{{0..999999}}", "name".repeat(100)).as_bytes());

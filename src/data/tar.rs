@@ -395,6 +395,8 @@ impl<R: Input> TarReader<R> {
 
     /// Two blocks of zeros end the archive; inside damage they may be anything.
     fn on_zero_block(&mut self) {
+        // An extension belongs to the header right behind it, as in `tarfile`.
+        (self.extension, self.extended_from) = (Extension::default(), None);
         self.zero_blocks = self.zero_blocks.saturating_add(1);
         if self.zero_blocks >= 2 && self.expect == Expect::Header {
             self.expect = Expect::Nothing;
