@@ -33,6 +33,15 @@ impl Default for BufferPool {
 }
 
 impl BufferPool {
+    /// A pool that keeps nothing: buffers are allocated and freed.
+    pub fn keeping_nothing() -> Self {
+        Self { classes: Vec::new() }
+    }
+
+    fn class(&self, class: u32) -> Option<&Class> {
+        self.classes.get((class - CLASSES.start()) as usize)
+    }
+
     /// An empty buffer for `bytes` bytes. Beyond a mebibyte it is left to grow with what comes: a
     /// size that a stranger claims is no reason to allocate.
     pub fn take(&self, bytes: usize) -> Vec<u8> {
@@ -40,8 +49,8 @@ impl BufferPool {
             return Vec::with_capacity(LARGEST);
         }
         let class = bytes.next_power_of_two().trailing_zeros().max(*CLASSES.start());
-        let idle = &self.classes[(class - CLASSES.start()) as usize].1;
-        idle.try_recv().unwrap_or_else(|_| Vec::with_capacity(1 << class))
+        let idle = self.class(class).and_then(|(_, idle)| idle.try_recv().ok());
+        idle.unwrap_or_else(|| Vec::with_capacity(1 << class))
     }
 
     /// Takes back a buffer; what it holds is forgotten.
@@ -51,7 +60,7 @@ impl BufferPool {
         };
         buffer.clear();
         // Where the class is full the buffer is simply freed.
-        let _ = self.classes[(class - CLASSES.start()) as usize].0.try_send(buffer);
+        let _ = self.class(class).map(|(keep, _)| keep.try_send(buffer));
     }
 
     /// A copy of a text in memory of the pool.
@@ -87,6 +96,9 @@ mod tests {
         pool.give(empty);
         pool.give(huge);
         assert!(pool.classes.iter().all(|(_, idle)| idle.is_empty()));
+        let nothing = BufferPool::keeping_nothing();
+        nothing.give(Vec::with_capacity(64));
+        assert_eq!(nothing.take(64).capacity(), 64);
         (0..100).for_each(|_| pool.give(Vec::with_capacity(LARGEST)));
         assert_eq!(pool.classes.last().unwrap().1.len(), CLASS_BYTES / LARGEST);
     }

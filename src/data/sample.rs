@@ -117,7 +117,7 @@ impl<R: Input> SampleReader<R> {
             wanted: Wanted::new(fields),
             contents,
             limits: limits.clone(),
-            pool: Arc::default(),
+            pool: Arc::new(BufferPool::keeping_nothing()),
             shard: Arc::clone(shard.0),
             shard_index: shard.1,
             index: 0,

@@ -78,6 +78,35 @@ impl Codes {
         (u32::from(entry & 0xFF), u32::from(entry >> 8))
     }
 
+    /// Reads the difference of a DC coefficient and adds it to the prediction (F.2.2.1); whether
+    /// there is such a code.
+    #[inline(always)]
+    pub fn dc(&self, bits: &mut Bits, prediction: &mut i32) -> bool {
+        bits.refill();
+        let (length, size) = self.find(bits.bits);
+        // Table F.1 ends at 11 bits; 12 are let through, as more than 55 bits a time are not.
+        if length == 0 || size > 12 {
+            return false;
+        }
+        bits.take(length);
+        *prediction = prediction.wrapping_add(extend(bits.bits, size));
+        bits.take(size);
+        true
+    }
+
+    /// Reads an AC symbol of a progressive scan (G.1.2.2): run and size. `None` if there is no such
+    /// code.
+    #[inline(always)]
+    pub fn run_and_size(&self, bits: &mut Bits) -> Option<(u32, u32)> {
+        bits.refill();
+        let (length, symbol) = self.find(bits.bits);
+        if length == 0 {
+            return None;
+        }
+        bits.take(length);
+        Some((symbol >> 4, symbol & 15))
+    }
+
     /// Figure F.16, begun behind the lengths that the lookup covers.
     #[cold]
     #[inline(never)]

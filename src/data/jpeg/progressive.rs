@@ -228,14 +228,9 @@ fn dc_first(
     low: u32,
     block: &mut Block,
 ) -> bool {
-    bits.refill();
-    let (length, size) = codes.find(bits.bits);
-    if length == 0 || size > 12 {
+    if !codes.dc(bits, prediction) {
         return false;
     }
-    bits.take(length);
-    *prediction = prediction.wrapping_add(extend(bits.bits, size));
-    bits.take(size);
     block.0[0] = (*prediction << low) as i16;
     true
 }
@@ -262,13 +257,7 @@ fn ac_first(
     }
     let mut at = first;
     while at <= last {
-        bits.refill();
-        let (length, symbol) = codes.find(bits.bits);
-        if length == 0 {
-            return false;
-        }
-        bits.take(length);
-        let (run, size) = (symbol >> 4, symbol & 15);
+        let Some((run, size)) = codes.run_and_size(bits) else { return false };
         match (run, size) {
             (15, 0) => at += 16,
             (_, 0) => {
@@ -304,13 +293,7 @@ fn ac_again(
     // What lies ahead in the band, one bit for each coefficient, as in `nonzero`.
     let mut ahead = u64::MAX << first & u64::MAX >> (63 - last);
     while *skip == 0 && ahead != 0 {
-        bits.refill();
-        let (length, symbol) = codes.find(bits.bits);
-        if length == 0 {
-            return false;
-        }
-        bits.take(length);
-        let (run, size) = (symbol >> 4, symbol & 15);
+        let Some((run, size)) = codes.run_and_size(bits) else { return false };
         let value = match (run, size) {
             (15, 0) => 0,
             (_, 0) => {

@@ -66,15 +66,9 @@ impl Coder<'_> {
         prediction: &mut i32,
         out: &mut Block,
     ) -> bool {
-        bits.refill();
-        let (length, size) = self.dc.find(bits.bits);
-        // Table F.1 ends at 11 bits; 12 are let through, as more than 55 bits a time are not.
-        if length == 0 || size > 12 {
+        if !self.dc.dc(bits, prediction) {
             return false;
         }
-        bits.take(length);
-        *prediction = prediction.wrapping_add(extend(bits.bits, size));
-        bits.take(size);
         if STORE {
             out.0 = [0; 64];
         }
