@@ -36,6 +36,7 @@ fn allocations_of_pairs() {
     let path = dir.path().join("0.tar");
     write_jpegs(&path);
     for fidelity in [Fidelity::Exact, Fidelity::Fast] {
+        alloc::start();
         let transform = TransformConfig { fidelity, ..TransformConfig::new(8, Augment::roclip()) };
         let config = LoaderConfig {
             batch_size: BATCH,

@@ -61,8 +61,9 @@ fn nothing_is_allocated_after_the_first_call() {
 /// What remains is not ours: every call hands one job per parallel loop to rayon's queue, which
 /// takes a block of memory for every 63 jobs (64 slots, one of them the link).
 #[test]
-#[ignore = "counts the whole process's allocations; run by the test above"]
+#[ignore = "runs alone, from the test above"]
 fn allocates_only_in_the_queue_of_jobs() {
+    alloc::start();
     const ROUNDS: usize = 20;
     const JOBS: usize = 4;
     let cpu = Cpu::<f32>::new(2).unwrap();
