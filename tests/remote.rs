@@ -5,6 +5,7 @@
 //!         are in milliseconds.
 
 mod cache;
+mod index;
 mod lengths;
 mod stores;
 

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use roclip::config::NetworkArgs;
 use roclip::data::decode::DecodeLimits;
 use roclip::data::ledger::Ledger;
 use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::shard::ShardLimits;
-use roclip::data::source::{Shard, SourceOptions, list_shards};
+use roclip::data::source::{Shard, list_shards};
 use roclip::data::tools::filter::{FilterOptions, Scores, filter};
 use roclip::data::tools::index::{IndexOptions, index};
 use roclip::data::tools::inspect::{InspectOptions, inspect};
@@ -123,6 +124,8 @@ struct VerifyArgs {
 struct FilterArgs {
     /// The shards (see `index --help`)
     shards: String,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Folder for the new shards
     out: PathBuf,
     /// Drop samples on this list: a key in each line, or a .jsonl with "key" or {"shard", "key"} in
@@ -195,6 +198,8 @@ struct Input {
     /// Take the caption from this field of the `json` member instead
     #[arg(long, value_name = "FIELD")]
     json_text_key: Option<String>,
+    #[command(flatten)]
+    network: NetworkArgs,
 }
 
 impl Input {
@@ -204,6 +209,10 @@ impl Input {
             None => Captions::Text(self.text_key.clone()),
         };
         Fields { image_key: self.image_key.clone(), captions, labels: Labels::None }
+    }
+
+    fn shards(&self) -> Result<Vec<Shard>> {
+        list_shards(&self.shards, &self.network.options()?)
     }
 }
 
@@ -232,10 +241,6 @@ fn main() -> ExitCode {
 
 type Done = Result<Box<dyn Report>>;
 
-fn shards(pattern: &str) -> Result<Vec<Shard>> {
-    list_shards(pattern, &SourceOptions::default())
-}
-
 fn run_pack(args: &PackArgs, progress: &Progress) -> Done {
     let &[csv_separator] = args.csv_separator.replace("\\t", "\t").as_bytes() else {
         return Err(Error::Option {
@@ -260,7 +265,7 @@ fn run_pack(args: &PackArgs, progress: &Progress) -> Done {
 fn run_index(args: &IndexArgs, progress: &Progress) -> Done {
     let fields = args.input.fields();
     let options = IndexOptions { fields, check_only: args.check_only, ..Default::default() };
-    Ok(Box::new(index(&shards(&args.input.shards)?, &options, progress)?))
+    Ok(Box::new(index(&args.input.shards()?, &options, progress)?))
 }
 
 fn run_inspect(args: &InspectArgs, progress: &Progress) -> Done {
@@ -270,13 +275,13 @@ fn run_inspect(args: &InspectArgs, progress: &Progress) -> Done {
         seed: args.seed,
         ..Default::default()
     };
-    let report = inspect(&shards(&args.input.shards)?, &options, progress)?;
+    let report = inspect(&args.input.shards()?, &options, progress)?;
     args.sheet.as_ref().map_or(Ok(()), |path| report.write_sheet(path))?;
     Ok(Box::new(report))
 }
 
 fn run_verify(args: &VerifyArgs, progress: &Progress) -> Done {
-    let shards = shards(&args.input.shards)?;
+    let shards = args.input.shards()?;
     let decode = DecodeLimits { max_pixels: args.max_image_pixels, ..Default::default() };
     let options = VerifyOptions { fields: args.input.fields(), decode, ..Default::default() };
     let mut ledger = args.ledger.as_ref().map(|path| Ledger::open(path, 0, 0)).transpose()?;
@@ -304,5 +309,6 @@ fn run_filter(args: &FilterArgs, progress: &Progress) -> Done {
         limits: ShardLimits::default(),
         writer: args.writer.options(),
     };
-    Ok(Box::new(filter(&shards(&args.shards)?, &args.out, &options, progress)?))
+    let shards = list_shards(&args.shards, &args.network.options()?)?;
+    Ok(Box::new(filter(&shards, &args.out, &options, progress)?))
 }

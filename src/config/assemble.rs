@@ -6,7 +6,6 @@ use crate::data::decode::DecodeLimits;
 use crate::data::exclude::Exclusions;
 use crate::data::loader::{CaptionAugmentation, LoaderConfig, Mode, Sampling, TextOptions};
 use crate::data::sample::{Captions, Fields, Labels};
-use crate::data::source::{CacheOptions, SourceOptions};
 use crate::data::text::eda::Eda;
 use crate::data::text::tokenizer::{Tokenizer, Truncation};
 use crate::data::text::wordnet::WordNet;
@@ -16,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::matching::Objective;
 use crate::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The options of every stage, and what the user should be told about them.
 #[derive(Debug)]
@@ -127,15 +125,6 @@ fn eda(args: &Args, notes: &mut Vec<String>) -> Result<Option<Eda>> {
     Ok(Some(Eda::new(wordnet.map(Arc::new))))
 }
 
-fn source(data: &DataArgs) -> SourceOptions {
-    let max_bytes = data.cache_size.saturating_mul(1 << 30);
-    SourceOptions {
-        idle_timeout: Duration::from_secs(data.idle_timeout),
-        cache: data.cache_dir.clone().map(|dir| CacheOptions { dir, max_bytes }),
-        ..SourceOptions::default()
-    }
-}
-
 fn sampling(data: &DataArgs) -> Sampling {
     if !data.dataset_resampled {
         return Sampling::Once;
@@ -167,7 +156,7 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         workers: data.workers,
         readers: data.readers,
         sampling: sampling(data),
-        source: source(data),
+        source: data.network.options()?,
         exclude: data.exclude.as_deref().map(Exclusions::read).transpose()?.map(Arc::new),
         shuffle: data.shuffle,
         fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },

@@ -1,11 +1,14 @@
 //! The flags themselves: names, defaults, units.
 
+use crate::data::source::{CacheOptions, SourceOptions};
+use crate::error::{Error, Result};
 use crate::matching::{Objective, PoolSize};
 use crate::optim::ScheduleKind;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
 /// that planted pairs are not learned (RoCLIP).
@@ -35,6 +38,44 @@ pub struct Args {
     pub run: RunArgs,
 }
 
+/// How shards come over a network, for every program that reads them.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct NetworkArgs {
+    /// Keep shards read over the network in this directory
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Most that it may hold, in GiB; what was used least recently goes first
+    #[arg(long, default_value_t = 100, value_name = "GIB", requires = "cache_dir")]
+    pub cache_size: u64,
+    /// Seconds without a byte after which a read over the network is tried again
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub idle_timeout: u64,
+}
+
+impl NetworkArgs {
+    /// What these flags ask for.
+    ///
+    /// # Errors
+    /// A value is out of range.
+    pub fn options(&self) -> Result<SourceOptions> {
+        for (flag, value) in
+            [("--cache-size", self.cache_size), ("--idle-timeout", self.idle_timeout)]
+        {
+            if value == 0 {
+                let (flag, got, expected) = (flag.into(), "0".into(), "at least 1".into());
+                return Err(Error::Option { flag, got, expected });
+            }
+        }
+        let max_bytes = self.cache_size.saturating_mul(1 << 30);
+        let options = SourceOptions {
+            idle_timeout: Duration::from_secs(self.idle_timeout),
+            cache: self.cache_dir.clone().map(|dir| CacheOptions { dir, max_bytes }),
+            ..SourceOptions::default()
+        };
+        options.validate().map(|()| options)
+    }
+}
+
 /// Flags under "Data".
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Data")]
@@ -46,8 +87,8 @@ pub struct DataArgs {
     /// several joined by `::`, or `-` for standard input
     #[arg(long, visible_alias = "train-data", value_name = "PATTERN", required = true)]
     pub shards: String,
-    /// Pairs in one epoch; counted by reading the shards' headers when not given (standard input
-    /// needs it)
+    /// Pairs in one epoch; counted when not given, from the shards' indexes (`roclip-shards index`)
+    /// or, without these, from their headers (standard input needs it)
     #[arg(long, value_name = "PAIRS")]
     pub train_num_samples: Option<u64>,
     /// Draw shards with replacement instead of reading each once an epoch; an epoch then ends after
@@ -71,15 +112,9 @@ pub struct DataArgs {
     /// `shard`, as in skips.jsonl
     #[arg(long, value_name = "FILE")]
     pub exclude: Option<PathBuf>,
-    /// Keep shards read over the network in this directory
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// Most that it may hold, in GiB; what was used least recently goes first
-    #[arg(long, default_value_t = 100, value_name = "GIB", requires = "cache_dir")]
-    pub cache_size: u64,
-    /// Seconds without a byte after which a read over the network is tried again
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub idle_timeout: u64,
+    /// How shards come over a network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// Skip pictures with more pixels than this; read from the header, before decoding
     #[arg(long, default_value_t = 25_000_000, value_name = "PIXELS")]
     pub max_image_pixels: u64,

@@ -7,7 +7,7 @@ mod assemble;
 mod flags;
 
 pub use assemble::{Assembled, assemble, schedule};
-pub use flags::{Args, DeviceName};
+pub use flags::{Args, DeviceName, NetworkArgs};
 
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
@@ -140,8 +140,7 @@ fn check(args: &Args) -> Result<()> {
     at_least_one("--epochs", o.epochs)?;
     at_least_one("--workers", args.data.workers as u64)?;
     at_least_one("--readers", args.data.readers as u64)?;
-    at_least_one("--cache-size", args.data.cache_size)?;
-    at_least_one("--idle-timeout", args.data.idle_timeout)?;
+    args.data.network.options()?;
     at_least_one("--shuffle", args.data.shuffle as u64)?;
     at_least_one("--match-every", args.objective.match_every)?;
     at_least_one("--save-frequency", args.run.save_frequency)?;

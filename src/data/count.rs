@@ -1,5 +1,6 @@
 //! How many pairs there are, so that nobody has to be asked: from a shard's index where it has a
-//! fresh one ([`super::index`]), else from its headers; data are seeked over.
+//! fresh one ([`super::index`]), beside it on a server, too; else from its headers, and data are
+//! seeked over.
 
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ impl Counts {
 /// # Errors
 /// Standard input or a FIFO is among the shards: counting would use it up.
 pub fn count_pairs(shards: &[Shard], fields: &Fields, limits: &ShardLimits) -> Result<Counts> {
-    let count = |shard: &Shard| {
+    let count = |(shard, indexed): (&Shard, Option<Header>)| {
         if shard.source == Source::Stdin || !shard.is_rereadable() {
             return Err(Error::Shards {
                 pattern: shard.name.to_string(),
@@ -55,22 +56,22 @@ pub fn count_pairs(shards: &[Shard], fields: &Fields, limits: &ShardLimits) -> R
                     .into(),
             });
         }
-        let indexed = count_indexed(shard, fields);
-        Ok(indexed.unwrap_or_else(|| count_shard(shard, fields, limits)))
+        // An index of the same fields says what the headers would say.
+        let indexed = indexed.or_else(|| local_index(shard)).filter(|it| it.fields == *fields);
+        let counted = indexed.map(|Header { pairs, fault, .. }| {
+            let name = Arc::clone(&shard.name);
+            ShardCount { name, pairs, fault }
+        });
+        Ok(counted.unwrap_or_else(|| count_shard(shard, fields, limits)))
     };
-    Ok(Counts { shards: shards.iter().map(count).collect::<Result<_>>()? })
+    let indexes = Header::remote(shards);
+    Ok(Counts { shards: shards.iter().zip(indexes).map(count).collect::<Result<_>>()? })
 }
 
-/// What the index says, if it is fresh and of the same fields: what the headers would say.
-fn count_indexed(shard: &Shard, fields: &Fields) -> Option<ShardCount> {
+/// The header of a local shard's index, if it is fresh.
+fn local_index(shard: &Shard) -> Option<Header> {
     let Source::File(path) = &shard.source else { return None };
-    let header = Header::read(&path_beside(path)).ok()?;
-    let is_ours = header.fields == *fields && !header.is_stale(path);
-    is_ours.then(|| ShardCount {
-        name: Arc::clone(&shard.name),
-        pairs: header.pairs,
-        fault: header.fault,
-    })
+    Header::read(&path_beside(path)).ok().filter(|header| !header.is_stale(path))
 }
 
 /// Counts by the headers of the shard.

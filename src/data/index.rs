@@ -25,7 +25,7 @@ use super::ledger::{Fault, Reason};
 use super::lines::Lines;
 use super::sample::{Captions, Contents, Fields, Found, Pair, SampleReader};
 use super::shard::{ShardLimits, ShardReader};
-use super::source::{Shard, Source};
+use super::source::{Shard, Source, remote_beside};
 use super::tar::Input;
 use crate::error::{Error, Result};
 
@@ -139,18 +139,38 @@ impl Header {
             return Err(lines.wrong("no header; make the index again"));
         }
         let header: Self = lines.parse()?;
-        if header.format != FORMAT || header.version != VERSION {
-            let (format, version) = (&header.format, header.version);
-            return Err(lines.wrong(format!(
+        header.check().map_err(|what| lines.wrong(what))?;
+        Ok(header)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT || self.version != VERSION {
+            let (format, version) = (&self.format, self.version);
+            return Err(format!(
                 "{format:?} version {version}, where {FORMAT:?} version {VERSION} is read; make \
                  the index again"
-            )));
+            ));
         }
-        if header.seen > MAX_PAIRS || header.pairs > header.seen {
-            let (pairs, seen) = (header.pairs, header.seen);
-            return Err(lines.wrong(format!("{pairs} of {seen} pairs; at most {MAX_PAIRS}")));
+        if self.seen > MAX_PAIRS || self.pairs > self.seen {
+            let (pairs, seen) = (self.pairs, self.seen);
+            return Err(format!("{pairs} of {seen} pairs; at most {MAX_PAIRS}"));
         }
-        Ok(header)
+        Ok(())
+    }
+
+    /// The headers of indexes that lie beside shards on a server, if they are of a shard of that
+    /// name and size; whether its bytes are those indexed is not asked.
+    pub(super) fn remote(shards: &[Shard]) -> Vec<Option<Self>> {
+        let header = |(shard, beside): (&Shard, Option<(Vec<u8>, u64)>)| {
+            let (bytes, size) = beside?;
+            let line = &bytes[..bytes.iter().position(|&byte| byte == b'\n')?];
+            let header: Self = serde_json::from_slice(line).ok()?;
+            let name = shard.name.rsplit('/').next();
+            let is_its = header.bytes == size && name == Some(&header.shard);
+            (is_its && header.check().is_ok()).then_some(header)
+        };
+        let besides = remote_beside(shards, SUFFIX, LINE_BYTES);
+        shards.iter().zip(besides).map(header).collect()
     }
 
     /// Whether the shard at `path` may have changed since: it has another size, or was written

@@ -119,11 +119,41 @@ pub fn fingerprint(shards: &[Shard]) -> String {
 
 #[cfg(feature = "remote")]
 fn remote_sizes(shards: &[Shard]) -> Vec<Option<u64>> {
+    remote::Remote::sizes(&remotes(shards))
+}
+
+/// Those of the shards that lie on a server, in order.
+#[cfg(feature = "remote")]
+fn remotes(shards: &[Shard]) -> Vec<&remote::Remote> {
     let remote = |shard| match shard {
         &Shard { source: Source::Remote(ref remote), .. } => Some(remote),
         _ => None,
     };
-    remote::Remote::sizes(&shards.iter().filter_map(remote).collect::<Vec<_>>())
+    shards.iter().filter_map(remote).collect()
+}
+
+/// Of the file on a server that is called as each shard and `suffix`, the first bytes, at most
+/// `limit`, and the shard's size in bytes. `None` for shards elsewhere, and where there is no such
+/// file.
+pub(super) fn remote_beside(
+    shards: &[Shard],
+    suffix: &'static str,
+    limit: usize,
+) -> Vec<Option<(Vec<u8>, u64)>> {
+    #[cfg(feature = "remote")]
+    {
+        let mut answers = remote::Remote::beside(&remotes(shards), suffix, limit).into_iter();
+        let mut of = |shard: &Shard| match &shard.source {
+            Source::Remote(_) => answers.next().flatten(),
+            _ => None,
+        };
+        shards.iter().map(&mut of).collect()
+    }
+    #[cfg(not(feature = "remote"))]
+    {
+        let _ = (suffix, limit);
+        vec![None; shards.len()]
+    }
 }
 
 fn refuse(pattern: &str, reason: impl Into<String>) -> Error {

@@ -32,8 +32,8 @@ use store::Cloud;
 
 /// Threads that move the bytes of all shards: one saturates 10 Gbit/s, with TLS about half.
 const THREADS: usize = 2;
-/// Sizes asked for at a time.
-const HEADS_AT_A_TIME: usize = 64;
+/// Shards asked about at a time.
+const ASKED_AT_A_TIME: usize = 64;
 const WILDCARDS: [char; 3] = ['*', '?', '['];
 
 /// The one runtime of the process, with threads of its own.
@@ -94,6 +94,19 @@ pub enum Opened {
     Local(File),
     /// The transfer.
     Transfer(Box<RemoteReader>),
+}
+
+/// Asks about all of them, many at a time; `None` is the answer where there is none.
+fn ask_all<T: Send + 'static, F: Future<Output = Option<T>> + Send + 'static>(
+    remotes: &[&Remote],
+    ask: impl Fn(Remote) -> F + Send + 'static,
+) -> Vec<Option<T>> {
+    let Some(first) = remotes.first() else { return Vec::new() };
+    let count = remotes.len();
+    let all: Vec<Remote> = remotes.iter().map(|remote| (*remote).clone()).collect();
+    let answers = async move { iter(all).map(ask).buffered(ASKED_AT_A_TIME).collect().await };
+    wait(&first.runtime, answers)
+        .unwrap_or_else(|_| std::iter::repeat_with(|| None).take(count).collect())
 }
 
 impl fmt::Debug for Remote {
@@ -226,9 +239,22 @@ impl Remote {
     }
 
     fn object(&self) -> Result<Object, String> {
+        self.object_beside("")
+    }
+
+    /// What is called as the shard, and `suffix`.
+    fn object_beside(&self, suffix: &str) -> Result<Object, String> {
         let (store, path, hint) = match &self.place {
-            Place::Url => (store::single(&self.url, self.client.clone())?, Path::default(), ""),
-            Place::Bucket(cloud, store, path) => (Arc::clone(store), path.clone(), cloud.hint()),
+            Place::Url if suffix.is_empty() || !self.url.contains(['?', '#']) => {
+                let url = format!("{}{suffix}", self.url);
+                (store::single(&url, self.client.clone())?, Path::default(), "")
+            }
+            // What is signed for one file opens no other.
+            Place::Url => return Err("nothing lies beside a URL with a query".into()),
+            Place::Bucket(cloud, store, path) => {
+                let path = Path::parse(format!("{path}{suffix}")).map_err(|e| e.to_string())?;
+                (Arc::clone(store), path, cloud.hint())
+            }
         };
         Ok(Object {
             store,
@@ -257,18 +283,28 @@ impl Remote {
         Ok(Opened::Transfer(Box::new(reader)))
     }
 
-    /// Sizes in bytes, asked for many at a time; `None` for what is not there or does not tell.
+    /// Sizes in bytes; `None` for what is not there or does not tell.
     pub fn sizes(remotes: &[&Remote]) -> Vec<Option<u64>> {
-        let Some(first) = remotes.first() else { return Vec::new() };
-        let count = remotes.len();
-        let all: Vec<Remote> = remotes.iter().map(|remote| (*remote).clone()).collect();
-        let sizes = iter(all).map(|remote| async move {
-            match (remote.listed_size, remote.object()) {
-                (None, Ok(object)) => object.head().await,
-                (listed, _) => listed,
-            }
-        });
-        let sizes = async move { sizes.buffered(HEADS_AT_A_TIME).collect().await };
-        wait(&first.runtime, sizes).unwrap_or_else(|_| vec![None; count])
+        ask_all(remotes, |remote| async move { remote.size().await })
+    }
+
+    async fn size(&self) -> Option<u64> {
+        match (self.listed_size, self.object()) {
+            (None, Ok(object)) => object.head().await,
+            (listed, _) => listed,
+        }
+    }
+
+    /// Of the file that is called as each shard and `suffix`, the first bytes, at most `limit`, and
+    /// the shard's size; `None` where either is not to be had.
+    pub fn beside(
+        remotes: &[&Remote],
+        suffix: &'static str,
+        limit: usize,
+    ) -> Vec<Option<(Vec<u8>, u64)>> {
+        ask_all(remotes, move |remote| async move {
+            let beginning = remote.object_beside(suffix).ok()?.beginning(limit).await?;
+            Some((beginning, remote.size().await?))
+        })
     }
 }

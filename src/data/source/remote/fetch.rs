@@ -342,6 +342,13 @@ impl Object {
         }
     }
 
+    /// The first bytes, at most `limit`; `None` if it is not there, or gives no parts.
+    pub(super) async fn beginning(&self, limit: usize) -> Option<Vec<u8>> {
+        let mut piece = Vec::new();
+        self.fetch_chunk(0..limit as u64, &mut piece).await.ok()?;
+        Some(piece)
+    }
+
     /// Size in bytes from a request of its own.
     pub(super) async fn head(&self) -> Option<u64> {
         let mut effort = Effort::new(&self.options);
