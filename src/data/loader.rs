@@ -1,22 +1,25 @@
 //! Shards → batches, on threads, always the same.
 //!
 //! ```text
-//! readers ─turns─▶ sequencer ─jobs─▶ workers ─answers─▶ assembler ─▶ Epoch (iterator)
-//!                      └──────────── slots, in order ──────▲  │
-//!                                       workers ◀── rows ─────┘
+//! readers ─turns─▶ sequencer ─groups─▶ workers ─groups─▶ assembler ─▶ Epoch (iterator)
+//!  (threads)        (shared)          (threads) ◀─rows──  (shared)
 //! ```
-//! Readers read whole shards ahead. The sequencer shuffles and numbers the pairs; each number is a
-//! slot. Workers decode and augment in any order. The assembler takes the slots in theirs, knows
-//! which pairs are good, and so which row of which batch each gets; a worker writes it there,
-//! straight into the memory that a device copies from. Batches are a pure function of (seed,
-//! epoch, shards): one worker or seven, resumed or not. Every channel is bounded, and nothing is
-//! allocated for a pair once the buffers that go round are there ([`Epoch::recycle`]).
+//! Readers read whole shards ahead. The sequencer shuffles and numbers the pairs, a few at a time;
+//! a worker that has nothing to do takes the next of these groups from it. Workers decode and
+//! augment in any order. The assembler takes the groups in theirs, knows which pairs are good, and
+//! so which row of which batch each gets; a worker writes it there, straight into the memory that a
+//! device copies from. Sequencer and assembler have no threads of their own: the workers run them,
+//! each under a lock, so that a pair is not handed from thread to thread. Batches are a pure
+//! function of (seed, epoch, shards): one worker or seven, resumed or not. Every queue is bounded,
+//! and nothing is allocated for a pair once the buffers that go round are there
+//! ([`Epoch::recycle`]).
 
 mod assemble;
 mod order;
 mod prepare;
 mod read;
 mod sequence;
+mod share;
 mod stats;
 
 use std::num::NonZeroUsize;
@@ -43,7 +46,8 @@ use assemble::{Assembler, Delivery, Ends};
 use order::Turns;
 use prepare::{Preparer, Spares};
 use read::Reading;
-use sequence::Sequencer;
+use sequence::{GROUP_PAIRS, Sequencer};
+use share::Assembly;
 use stats::{Clocks, add_since};
 
 pub use order::{Cursor, Held, Position, Sampling};
@@ -56,8 +60,8 @@ const READY_BATCHES: usize = 1;
 pub const BATCHES: usize = READY_BATCHES + 4;
 /// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
 const MAX_ENTRIES: usize = 100_000;
-/// Pairs under way for each worker: being decoded, or decoded and waiting for an earlier one.
-const WINDOW_PER_WORKER: usize = 8;
+/// Groups for each worker that are decoded and may wait for an earlier one.
+const WINDOW_PER_WORKER: usize = 2;
 
 /// What is done to the picture and the caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,32 +315,30 @@ impl Loader {
         };
         let (turn_sender, turns) = bounded(readers);
         let reading = Arc::new(self.reading(&start, turn_sender, &epoch));
-        let window = workers * WINDOW_PER_WORKER;
-        // Neither answers nor rows ever wait for room, or they could wait for each other.
-        let rows = 2 * self.config.batch_size;
-        let ((slot_sender, slots), (jobs_in, jobs)) = (bounded(window), bounded(workers * 2));
-        let ((fills_in, fills), (report, done)) = (bounded(rows), bounded(rows + 2 * window));
+        let sequencer = Sequencer::new(Arc::clone(&reading), start.clone(), turns);
         let (deliver, deliveries) = bounded(READY_BATCHES);
-        let (give, take) = bounded(2 * window);
-        let sequencer = Sequencer::new(&reading, &start, (slot_sender, jobs_in));
-        let (shared, begin) = (Arc::clone(&reading), start.clone());
-        epoch.spawn("sequencer", move || sequencer.run(&shared, &begin, &turns))?;
+        let shared = (Arc::clone(&self.pool), Arc::clone(&clocks));
+        let ends = Ends { deliver, spare_batches };
+        let assembler = Assembler::new(&self.config, start, ends, shared);
+        let window = workers * WINDOW_PER_WORKER;
+        let assembly = Assembly::new(assembler, window as u64);
+        let shared = Arc::new((Mutex::new(sequencer), assembly));
         for _ in 0..readers {
             let reading = Arc::clone(&reading);
             epoch.spawn("reader", move || reading.run())?;
         }
+        // What workers hold, what waits, and what is being written.
+        let (give, take) = bounded(2 * (window + workers) * GROUP_PAIRS);
         for _ in 0..workers {
             let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
             let spares = Spares { give: give.clone(), take: take.clone() };
             let mut preparer = Preparer::new(config, transform, Arc::clone(&self.pool), spares);
-            let (jobs, fills, report) = (jobs.clone(), fills.clone(), report.clone());
-            let clocks = Arc::clone(&clocks);
-            epoch.spawn("worker", move || preparer.run(&jobs, &fills, &report, &clocks))?;
+            let (shared, clocks) = (Arc::clone(&shared), Arc::clone(&clocks));
+            epoch.spawn("worker", move || {
+                // Whether it ended early or late needs no answer: nobody listens.
+                let _ = preparer.run(&shared.0, &shared.1, &clocks);
+            })?;
         }
-        let ends = Ends { slots, done, fills: fills_in, deliver, spare_batches };
-        let shared = (Arc::clone(&self.pool), clocks);
-        let assembler = Assembler::new(&self.config, start, ends, shared);
-        epoch.spawn("assembler", move || assembler.run())?;
         epoch.deliveries = Some(deliveries);
         Ok(epoch)
     }
@@ -478,7 +480,7 @@ impl Iterator for Epoch {
             Err(_) => {
                 self.is_interruptible = true;
                 self.close();
-                unreachable!("the assembler ends with a word, or by a panic");
+                unreachable!("the workers end with a word, or by a panic");
             }
         }
     }

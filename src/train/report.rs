@@ -149,9 +149,8 @@ impl Line<'_> {
             "loader_read_busy": self.stats.read_busy,
             "loader_read_blocked": self.stats.read_blocked,
             "loader_read_bytes": self.stats.read_bytes,
-            "loader_order_blocked": self.stats.order_blocked,
+            "loader_decode_starved": self.stats.prepare_starved,
             "loader_decode_busy": self.stats.prepare_busy,
-            "loader_decode_queue": self.stats.prepare_queue,
             "loader_ready_batches": self.stats.ready_batches,
         })
     }

@@ -1,4 +1,7 @@
-//! Slots in order → batches, and the account of what is missing from them.
+//! Groups in order → batches, and the account of what is missing from them.
+//!
+//! Whoever brings the group that comes next also takes the rows to be written that follow from it;
+//! a batch goes out with its last row.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,11 +9,12 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::super::ledger::{Entry, Fault, Tally};
+use super::super::ledger::{Entry, Tally};
 use super::super::pool::BufferPool;
 use super::order::Position;
-use super::prepare::{Done, Fill, Prepared};
-use super::sequence::Slot;
+use super::prepare::{Answer, Fill, Prepared};
+use super::sequence::{Group, Slot};
+use super::share::Gone;
 use super::stats::Clocks;
 use super::{LoaderConfig, MAX_ENTRIES};
 use crate::error::Error;
@@ -27,18 +31,8 @@ pub(super) enum Delivery {
     Failed(Error, Position, Vec<Entry>),
 }
 
-/// Why assembling ends early.
-enum Stop {
-    /// The consumer has gone, or the workers have.
-    Gone,
-    Failed(Error),
-}
-
 /// The channels of the assembler.
 pub(super) struct Ends {
-    pub slots: Receiver<Slot>,
-    pub done: Receiver<Done>,
-    pub fills: Sender<Fill>,
     pub deliver: Sender<Delivery>,
     /// Batches that the consumer has used.
     pub spare_batches: Receiver<Batch>,
@@ -54,9 +48,6 @@ struct Filling {
     sealed: Option<(Position, Vec<Entry>)>,
 }
 
-/// A pair's answer from a worker.
-type Answer = (SampleId, u64, Result<Prepared, Fault>);
-
 pub(super) struct Assembler {
     batch_size: usize,
     image_size: usize,
@@ -64,12 +55,21 @@ pub(super) struct Assembler {
     memory: HostAlloc,
     position: Position,
     entries: Vec<Entry>,
-    /// Answers to the slots from `next_seq` on, as they come.
-    answers: VecDeque<Option<Answer>>,
-    /// Batches that are not delivered yet; the last one is not full.
+    /// The groups from `next_group` on, as they come.
+    groups: VecDeque<Option<Group>>,
+    pub next_group: u64,
+    /// Groups that have been gone through, for their memory.
+    pub spare_groups: Vec<Group>,
+    /// Batches that are not delivered yet; only the last one may not be full.
     filling: VecDeque<Filling>,
     /// Number of the first of these.
     first: u64,
+    /// Rows that nobody writes yet.
+    pub fills: VecDeque<Fill>,
+    /// How the epoch ends, once that is known.
+    last: Option<Result<(), Error>>,
+    /// Whether nobody listens any more.
+    pub is_gone: bool,
     ends: Ends,
     pool: Arc<BufferPool>,
     clocks: Arc<Clocks>,
@@ -90,127 +90,124 @@ impl Assembler {
             first: start.batches,
             position: start,
             entries: Vec::new(),
-            answers: VecDeque::new(),
+            groups: VecDeque::new(),
+            next_group: 0,
+            spare_groups: Vec::new(),
             filling: VecDeque::new(),
+            fills: VecDeque::new(),
+            last: None,
+            is_gone: false,
             ends,
             pool,
             clocks,
         }
     }
 
-    pub(super) fn run(mut self) {
-        let last = match self.assemble() {
-            Ok(()) => Ok(()),
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::Gone) => return,
-        };
-        if self.deliver_all().is_err() {
-            return;
+    pub(super) fn keep(&mut self, group: Group) {
+        let at = (group.number - self.next_group) as usize;
+        if self.groups.len() <= at {
+            self.groups.resize_with(at + 1, || None);
         }
-        let (position, entries) = (self.position, self.entries);
-        // The consumer may have gone.
-        let _ = self.ends.deliver.send(match last {
-            Ok(()) => Delivery::End(position, entries),
-            Err(error) => Delivery::Failed(error, position, entries),
-        });
+        self.groups[at] = Some(group);
     }
 
-    fn assemble(&mut self) -> Result<(), Stop> {
-        self.new_batch()?;
-        loop {
-            match self.ends.slots.recv().map_err(|_| Stop::Gone)? {
-                Slot::Taken(held, cursor) => {
-                    self.position.buffer.push(held);
-                    self.position.cursor = cursor;
-                    continue;
-                }
-                Slot::Given { at, is_ours } => self.given(at, is_ours)?,
-                Slot::Skipped(entry, cursor) => {
-                    self.position.cursor = cursor;
-                    match entry {
-                        Some(entry) => self.ledger(entry),
-                        None => self.elsewhere(),
-                    }
-                }
-                Slot::Damage(entry, cursor) => {
-                    self.position.cursor = cursor;
-                    entry.into_iter().for_each(|entry| self.ledger(entry));
-                }
-                Slot::Failed(error) => return Err(Stop::Failed(error)),
-                Slot::End => {
-                    self.finish();
-                    return Ok(());
+    pub(super) fn count_row(&mut self, batch: u64) {
+        // A batch that is left over is gone.
+        let filling = self.filling.get_mut((batch - self.first) as usize);
+        filling.into_iter().for_each(|filling| filling.written += 1);
+    }
+
+    /// Goes on until the next group is not there, or rows have to be written first.
+    pub(super) fn advance(&mut self) -> Result<(), Gone> {
+        self.deliver_ready()?;
+        while self.last.is_none()
+            && let Some(Some(group)) = self.groups.front()
+        {
+            if group.slots.is_empty() {
+                let group = self.groups.pop_front().flatten();
+                self.spare_groups.extend(group);
+                self.next_group += 1;
+                continue;
+            }
+            match self.has_room() {
+                Ok(true) => self.next_slot(),
+                // Batches in memory are counted: no more may be on their way.
+                Ok(false) => break,
+                Err(error) => self.fail(error),
+            }
+        }
+        self.deliver_ready()
+    }
+
+    /// Whether there is a batch to fill; one is begun if that may be.
+    fn has_room(&mut self) -> Result<bool, Error> {
+        if self.filling.back().is_some_and(|filling| filling.sealed.is_none()) {
+            return Ok(true);
+        }
+        if self.filling.len() > 1 {
+            return Ok(false);
+        }
+        self.new_batch().map(|()| true)
+    }
+
+    fn next_slot(&mut self) {
+        let Some(Some(group)) = self.groups.front_mut() else { return };
+        match group.slots.pop_front() {
+            Some(Slot::Taken(held, cursor)) => {
+                self.position.buffer.push(held);
+                self.position.cursor = cursor;
+            }
+            Some(Slot::Given { at, is_ours: true }) => {
+                let answer = group.answers.pop_front().expect("a worker answers every job");
+                self.given(at);
+                self.answer(answer);
+            }
+            Some(Slot::Given { at, is_ours: false }) => {
+                self.given(at);
+                self.elsewhere();
+            }
+            Some(Slot::Skipped(entry, cursor)) => {
+                self.position.cursor = cursor;
+                match entry {
+                    Some(entry) => self.ledger(entry),
+                    None => self.elsewhere(),
                 }
             }
-            if self.current().batch.len() == self.batch_size {
-                self.seal();
-                self.deliver_ready()?;
-                self.new_batch()?;
+            Some(Slot::Damage(entry, cursor)) => {
+                self.position.cursor = cursor;
+                entry.into_iter().for_each(|entry| self.ledger(entry));
             }
+            Some(Slot::Failed(error)) => self.fail(error),
+            Some(Slot::End) => self.finish(),
+            None => {}
         }
     }
 
-    /// A pair has left the shuffle buffer; if it is ours, it becomes a row or a line of the ledger.
-    fn given(&mut self, at: u32, is_ours: bool) -> Result<(), Stop> {
+    /// A pair has left the shuffle buffer.
+    fn given(&mut self, at: u32) {
         self.position.buffer.swap_remove(at as usize);
         self.position.dealt += 1;
-        if !is_ours {
-            self.elsewhere();
-            return Ok(());
-        }
-        let (id, offset, outcome) = self.answer()?;
+    }
+
+    /// A pair of ours becomes a row or a line of the ledger.
+    fn answer(&mut self, Answer { id, offset, outcome }: Answer) {
         match outcome {
             Ok(prepared) => self.push(id, prepared),
             Err(fault) => {
                 let place = (self.position.epoch, self.position.next_seq);
                 self.ledger(Entry::pair(place, &id, offset, fault));
                 self.pool.give(id.key.into_bytes());
-                Ok(())
             }
         }
-    }
-
-    /// The answer to the slot `next_seq`; meanwhile full batches go out.
-    fn answer(&mut self) -> Result<Answer, Stop> {
-        loop {
-            if let Some(answer) = self.answers.front_mut().and_then(Option::take) {
-                return Ok(answer);
-            }
-            self.receive()?;
-            self.deliver_ready()?;
-        }
-    }
-
-    /// One report of a worker.
-    fn receive(&mut self) -> Result<(), Stop> {
-        match self.ends.done.recv().map_err(|_| Stop::Gone)? {
-            Done::Pair { seq, id, offset, outcome } => {
-                let at = (seq - self.position.next_seq) as usize;
-                if self.answers.len() <= at {
-                    self.answers.resize_with(at + 1, || None);
-                }
-                self.answers[at] = Some((id, offset, outcome));
-            }
-            Done::Row(batch) => self.filling[(batch - self.first) as usize].written += 1,
-        }
-        Ok(())
     }
 
     fn tally(&mut self) -> &mut Tally {
         &mut self.position.tally
     }
 
-    /// Goes on to the next slot of a pair.
-    fn next_seq(&mut self) {
-        self.position.next_seq += 1;
-        self.answers.pop_front();
-    }
-
     fn ledger(&mut self, entry: Entry) {
         self.tally().count(&entry);
-        if entry.is_pair() {
-            self.next_seq();
-        }
+        self.position.next_seq += u64::from(entry.is_pair());
         if self.entries.len() < MAX_ENTRIES {
             self.entries.push(entry);
         }
@@ -219,40 +216,38 @@ impl Assembler {
     fn elsewhere(&mut self) {
         self.tally().seen += 1;
         self.tally().other_ranks += 1;
-        self.next_seq();
+        self.position.next_seq += 1;
     }
 
-    fn current(&mut self) -> &mut Filling {
-        self.filling.back_mut().expect("there is always a batch to fill")
-    }
-
-    fn push(&mut self, id: SampleId, prepared: Prepared) -> Result<(), Stop> {
+    fn push(&mut self, id: SampleId, prepared: Prepared) {
         let batch_number = self.first + self.filling.len() as u64 - 1;
-        let Filling { rows, batch, .. } = self.current();
+        let Filling { rows, batch, .. } = self.filling.back_mut().expect("there is room");
         batch.captions.push(&prepared.tokens);
         batch.labels.extend(prepared.label);
         batch.samples.push(id);
         let row = rows.next_row().expect("a batch has a row for each of its pairs");
+        let is_full = batch.len() == self.batch_size;
         self.tally().forged_captions += u64::from(prepared.is_forged);
         self.tally().seen += 1;
-        self.next_seq();
-        let fill = Fill { prepared, row, batch: batch_number };
-        self.ends.fills.send(fill).map_err(|_| Stop::Gone)
+        self.position.next_seq += 1;
+        self.fills.push_back(Fill { prepared, row, batch: batch_number });
+        if is_full {
+            self.seal();
+        }
     }
 
-    /// No more rows for the current batch.
+    /// No more rows for the last batch.
     fn seal(&mut self) {
-        let pairs = self.current().batch.len() as u64;
-        self.tally().delivered += pairs;
+        let filling = self.filling.back_mut().expect("it is there");
+        self.position.tally.delivered += filling.batch.len() as u64;
         self.position.batches += 1;
         assert!(self.position.tally.closes(), "a pair is unaccounted for: {:?}", self.position);
-        let entries = std::mem::take(&mut self.entries);
-        let position = self.position.clone();
-        self.current().sealed = Some((position, entries));
+        filling.sealed = Some((self.position.clone(), std::mem::take(&mut self.entries)));
     }
 
-    /// Hands over the batches, in order, whose rows are all written.
-    fn deliver_ready(&mut self) -> Result<(), Stop> {
+    /// Hands over the batches, in order, whose rows are all written, and behind the last one how
+    /// it ended.
+    fn deliver_ready(&mut self) -> Result<(), Gone> {
         while let Some(first) = self.filling.front()
             && first.sealed.is_some()
             && first.written == first.rows.len()
@@ -262,20 +257,30 @@ impl Assembler {
             let (position, entries) = sealed.expect("it is sealed");
             batch.images = rows.into_buf().expect("a row is dropped before it is reported");
             self.first += 1;
-            let delivery = Delivery::Batch(batch, position, entries);
-            self.ends.deliver.send(delivery).map_err(|_| Stop::Gone)?;
+            self.deliver(Delivery::Batch(batch, position, entries))?;
             self.clocks.ready_batches.store(self.ends.deliver.len(), Ordering::Relaxed);
         }
-        Ok(())
+        if self.filling.is_empty()
+            && let Some(last) = self.last.take()
+        {
+            let (position, entries) =
+                (std::mem::take(&mut self.position), std::mem::take(&mut self.entries));
+            self.deliver(match last {
+                Ok(()) => Delivery::End(position, entries),
+                Err(error) => Delivery::Failed(error, position, entries),
+            })?;
+            self.is_gone = true;
+        }
+        if self.is_gone { Err(Gone) } else { Ok(()) }
     }
 
-    /// An empty batch, in the memory of a used one where there is any.
-    fn new_batch(&mut self) -> Result<(), Stop> {
-        // Batches in memory are counted: no more may be on their way than the last but one.
-        while self.filling.len() > 1 {
-            self.receive()?;
-            self.deliver_ready()?;
-        }
+    fn deliver(&mut self, delivery: Delivery) -> Result<(), Gone> {
+        self.is_gone |= self.ends.deliver.send(delivery).is_err();
+        if self.is_gone { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Begins a batch, in the memory of a used one where there is any.
+    fn new_batch(&mut self) -> Result<(), Error> {
         let side = self.image_size;
         let room = self.batch_size * 3 * side * side;
         let mut batch = self.ends.spare_batches.try_recv().unwrap_or_default();
@@ -287,7 +292,7 @@ impl Assembler {
         let images = if batch.images.capacity() >= room {
             std::mem::take(&mut batch.images)
         } else {
-            self.memory.empty(room).map_err(Stop::Failed)?
+            self.memory.empty(room)?
         };
         batch.image_size = side;
         self.filling.push_back(Filling {
@@ -301,24 +306,25 @@ impl Assembler {
 
     /// What was begun is a batch, or left over.
     fn finish(&mut self) {
-        let rest = self.current().batch.len() as u64;
-        if rest == 0 || self.drop_last {
-            self.tally().left_over += rest;
-            self.filling.pop_back();
-        } else {
+        let begun = self.filling.back().filter(|filling| filling.sealed.is_none());
+        let rest = begun.map_or(0, |filling| filling.batch.len() as u64);
+        if rest > 0 && !self.drop_last {
             self.seal();
+        } else {
+            self.tally().left_over += rest;
         }
+        self.end(Ok(()));
     }
 
-    /// Waits for the rows of every full batch and hands them over.
-    fn deliver_all(&mut self) -> Result<(), Stop> {
+    fn fail(&mut self, error: Error) {
+        self.end(Err(error));
+    }
+
+    /// Nothing more comes; the full batches still go out.
+    fn end(&mut self, last: Result<(), Error>) {
         self.filling.retain(|filling| filling.sealed.is_some());
-        self.deliver_ready()?;
-        while !self.filling.is_empty() {
-            self.receive()?;
-            self.deliver_ready()?;
-        }
-        Ok(())
+        self.fills.retain(|fill| fill.batch < self.first + self.filling.len() as u64);
+        self.last = Some(last);
     }
 }
 
@@ -326,46 +332,45 @@ impl Assembler {
 mod tests {
     use super::super::order::Cursor;
     use super::super::order::Held;
+    use super::super::share::Assembly;
     use super::*;
     use crate::data::transform::{Augment, TransformConfig};
     use crate::flow::HostBuf;
     use crossbeam_channel::bounded;
 
-    /// Two batches of two pairs, whose answers come in another order than their slots; the test
+    /// Two batches of two pairs, whose groups come in another order than their numbers; the test
     /// plays the worker.
     fn assemble(memory: HostAlloc, spare: Option<Batch>) -> Receiver<Delivery> {
         let transform = TransformConfig::new(1, Augment::clip());
         let config = LoaderConfig { batch_size: 2, memory, transform, ..LoaderConfig::default() };
-        let (slot_sender, slots) = bounded(16);
-        let (report, done) = bounded(16);
-        let (fill_sender, fills) = bounded(16);
         let (deliver, deliveries) = bounded(8);
         let (recycle, spare_batches) = bounded(1);
         spare.into_iter().for_each(|batch| recycle.send(batch).unwrap());
-        for seq in [1, 0, 3, 2] {
-            let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
-            // The first token tells the pair.
-            let outcome = Ok(Prepared { tokens: vec![seq as u32], ..Prepared::default() });
-            report.send(Done::Pair { seq, id, offset: 0, outcome }).unwrap();
-        }
-        for turn in 0..4 {
-            let held = Held { turn, index: 0, offset: 0 };
-            let taken = Slot::Taken(held, Cursor { turn, ..Cursor::default() });
-            assert!(slot_sender.send(taken).is_ok());
-            assert!(slot_sender.send(Slot::Given { at: 0, is_ours: true }).is_ok());
-        }
-        assert!(slot_sender.send(Slot::End).is_ok());
-        let worker = std::thread::spawn(move || {
-            for Fill { prepared, mut row, batch } in fills {
-                row.fill(prepared.tokens[0] as f32);
-                drop(row);
-                report.send(Done::Row(batch)).unwrap();
-            }
-        });
-        let ends = Ends { slots, done, fills: fill_sender, deliver, spare_batches };
         let shared = (Arc::default(), Arc::default());
-        Assembler::new(&config, Position::default(), ends, shared).run();
-        worker.join().unwrap();
+        let ends = Ends { deliver, spare_batches };
+        let assembler = Assembler::new(&config, Position::default(), ends, shared);
+        let assembly = Assembly::new(assembler, 8);
+        for number in [1, 0, 3, 2, 4] {
+            let mut group = Group { number, ..Group::default() };
+            if number == 4 {
+                group.slots.push_back(Slot::End);
+            } else {
+                let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
+                // The first token tells the pair.
+                let outcome = Ok(Prepared { tokens: vec![number as u32], ..Prepared::default() });
+                group.answers.push_back(Answer { id, offset: 0, outcome });
+                let held = Held { turn: number, index: 0, offset: 0 };
+                let cursor = Cursor { turn: number, ..Cursor::default() };
+                let given = Slot::Given { at: 0, is_ours: true };
+                group.slots.extend([Slot::Taken(held, cursor), given]);
+            }
+            let mut written = None;
+            let Ok(_) = assembly.accept(group) else { break };
+            while let Ok(Some(Fill { prepared, mut row, batch })) = assembly.next_fill(written) {
+                row.fill(prepared.tokens[0] as f32);
+                written = Some(batch);
+            }
+        }
         deliveries
     }
 

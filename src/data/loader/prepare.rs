@@ -5,11 +5,10 @@
 //! row.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, never, select_biased};
+use crossbeam_channel::{Receiver, Sender};
 
 use super::super::ledger::{Fault, Reason};
 use super::super::picture::PictureReader;
@@ -17,6 +16,8 @@ use super::super::pool::BufferPool;
 use super::super::sample::{Captions, Pair};
 use super::super::text::tokenizer::forged_control_tokens;
 use super::super::transform::{Resized, Transform};
+use super::sequence::{Group, Sequencer};
+use super::share::{Assembly, Gone};
 use super::stats::{Clocks, add_since};
 use super::{CaptionAugmentation, LoaderConfig, Mode};
 use crate::flow::{HostRow, SampleId};
@@ -24,10 +25,16 @@ use crate::rng::{Domain, Rng};
 
 /// A pair to prepare.
 pub(super) struct Job {
-    pub seq: u64,
     pub pair: Pair,
     /// Keys the augmentation, with the pair.
     pub draw_epoch: u64,
+}
+
+/// A pair, its place in its shard, and what became of it.
+pub(super) struct Answer {
+    pub id: SampleId,
+    pub offset: u64,
+    pub outcome: Result<Prepared, Fault>,
 }
 
 /// A picture whose row is known.
@@ -36,14 +43,6 @@ pub(super) struct Fill {
     pub row: HostRow,
     /// The batch it belongs to.
     pub batch: u64,
-}
-
-/// What a worker reports.
-pub(super) enum Done {
-    /// A pair is prepared, or given up.
-    Pair { seq: u64, id: SampleId, offset: u64, outcome: Result<Prepared, Fault> },
-    /// A row of this batch is written.
-    Row(u64),
 }
 
 /// A pair but for the last pass over its picture.
@@ -83,57 +82,48 @@ impl Preparer {
         Self { config, transform, pictures, pool, spares }
     }
 
-    /// Works until nobody has rows to write any more. Rows go first: a batch waits for them.
+    /// Works until there are no more pairs, or nobody wants them.
     pub(super) fn run(
         &mut self,
-        jobs: &Receiver<Job>,
-        fills: &Receiver<Fill>,
-        done: &Sender<Done>,
+        sequencer: &Mutex<Sequencer>,
+        assembly: &Assembly,
         clocks: &Clocks,
-    ) {
-        let mut jobs = jobs.clone();
+    ) -> Result<(), Gone> {
+        let _alarm = assembly.alarm();
+        let mut group = Group::default();
         loop {
-            let report = select_biased! {
-                recv(fills) -> fill => match fill {
-                    Ok(fill) => {
-                        let since = Instant::now();
-                        let report = self.fill(fill);
-                        add_since(&clocks.prepare_busy, since);
-                        report
-                    }
-                    Err(_) => return,
-                },
-                recv(jobs) -> job => match job {
-                    Ok(job) => {
-                        clocks.prepare_waiting.store(jobs.len(), Ordering::Relaxed);
-                        let since = Instant::now();
-                        let report = self.take(job);
-                        add_since(&clocks.prepare_busy, since);
-                        report
-                    }
-                    Err(_) => {
-                        jobs = never();
-                        continue;
-                    }
-                },
-            };
-            if done.send(report).is_err() {
-                return;
+            let since = Instant::now();
+            let is_last = !sequencer.lock()?.next(&mut group);
+            add_since(&clocks.prepare_starved, since);
+            if is_last {
+                return Ok(());
+            }
+            let since = Instant::now();
+            for job in group.jobs.drain(..) {
+                group.answers.push_back(self.take(job));
+            }
+            add_since(&clocks.prepare_busy, since);
+            group = assembly.accept(group)?;
+            let mut written = None;
+            while let Some(fill) = assembly.next_fill(written)? {
+                let since = Instant::now();
+                written = Some(self.fill(fill));
+                add_since(&clocks.prepare_busy, since);
             }
         }
     }
 
-    fn fill(&mut self, fill: Fill) -> Done {
+    /// The batch of which a row has been written.
+    fn fill(&mut self, fill: Fill) -> u64 {
         let Fill { prepared, mut row, batch } = fill;
         self.transform.finish(&prepared.resized, &mut row);
         // Where there are enough, the memory is simply freed.
         let _ = self.spares.give.try_send(prepared);
-        drop(row);
-        Done::Row(batch)
+        batch
     }
 
-    fn take(&mut self, job: Job) -> Done {
-        let Job { seq, pair, draw_epoch } = job;
+    fn take(&mut self, job: Job) -> Answer {
+        let Job { pair, draw_epoch } = job;
         // A decoder that panics on some file of a stranger's costs that pair, not the run.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.prepare(&pair, draw_epoch)));
         let outcome = outcome.unwrap_or_else(|_| {
@@ -144,7 +134,7 @@ impl Preparer {
         let Pair { id, offset, image, caption, .. } = pair;
         self.pool.give(image);
         self.pool.give(caption.into_bytes());
-        Done::Pair { seq, id, offset, outcome }
+        Answer { id, offset, outcome }
     }
 
     fn prepare(&mut self, pair: &Pair, draw_epoch: u64) -> Result<Prepared, Fault> {
@@ -219,10 +209,8 @@ mod tests {
             let config = Arc::new(config);
             let mut preparer = Preparer::new(config, transform, pool, spares.clone());
             let run = |preparer: &mut Preparer| {
-                let job = Job { seq: 0, pair: pair(), draw_epoch: 0 };
-                let Done::Pair { outcome: Ok(prepared), .. } = preparer.take(job) else {
-                    panic!("not prepared")
-                };
+                let job = Job { pair: pair(), draw_epoch: 0 };
+                let prepared = preparer.take(job).outcome.unwrap();
                 let mut rows = HostBuf::heap(3 * 64).unwrap().into_rows(3 * 64);
                 let row = rows.next_row().unwrap();
                 let tokens = prepared.tokens.clone();

@@ -1,29 +1,34 @@
-//! The one thread that decides the order: what the shards yield → the shuffle buffer → numbered
-//! slots.
+//! What decides the order: what the shards yield → the shuffle buffer → numbered groups of pairs.
+//!
+//! The workers share it: whoever has nothing to do asks for the next group. What happens between
+//! two pairs, and is for the assembler to know, goes with them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::vec::IntoIter;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::super::ledger::{Entry, Fault};
 use super::super::sample::{Found, Pair};
-use super::super::source::Shard;
-use super::LoaderConfig;
-use super::order::{Cursor, Held, Position, Sampling, Turns};
-use super::prepare::Job;
-use super::read::{Reading, Turn};
-use super::stats::{Clocks, add_since};
+use super::order::{Cursor, Held, Position, Sampling};
+use super::prepare::{Answer, Job};
+use super::read::{Chunk, Reading, Turn};
 use crate::error::Error;
-use crate::flow::SampleId;
 use crate::rng::{Domain, Rng};
+
+/// Pairs of a group. So many are prepared before their rows are written: more would not stay in a
+/// core's cache.
+pub(super) const GROUP_PAIRS: usize = 4;
+/// Slots of a group: where there is nothing but damage there is no pair to end it.
+const GROUP_SLOTS: usize = 64;
 
 /// What happens next in the order.
 pub(super) enum Slot {
     /// A pair enters the shuffle buffer.
     Taken(Held, Cursor),
     /// The pair at this place of the buffer leaves it; the last takes its place. If it belongs to
-    /// this rank, a worker has it.
+    /// this rank, it is among the group's jobs.
     Given { at: u32, is_ours: bool },
     /// A pair that never got that far; no entry if another rank tells it.
     Skipped(Option<Entry>, Cursor),
@@ -35,200 +40,320 @@ pub(super) enum Slot {
     Failed(Error),
 }
 
-/// The consumer has gone.
-struct Gone;
+/// A stretch of the order, and the pairs that are given out in it.
+#[derive(Default)]
+pub(super) struct Group {
+    /// Position among the groups of the epoch.
+    pub number: u64,
+    pub slots: VecDeque<Slot>,
+    /// Pairs to prepare: those given to this rank, in order.
+    pub jobs: Vec<Job>,
+    /// What became of them, in order.
+    pub answers: VecDeque<Answer>,
+}
+
+/// What the readers have.
+enum Next {
+    Found(u32, Found, Cursor),
+    /// Nothing yet.
+    Later,
+    /// Nothing any more.
+    Nothing,
+    /// They were stopped.
+    Stopped,
+}
 
 pub(super) struct Sequencer {
-    config: Arc<LoaderConfig>,
-    shards: Arc<[Shard]>,
-    turns: Arc<Turns>,
+    reading: Arc<Reading>,
+    /// Where to go on, until its shuffle buffer has been read again.
+    start: Option<Position>,
     epoch: u64,
     seq: u64,
     /// Good pairs dealt to the ranks.
     dealt: u64,
+    /// Groups given out.
+    groups: u64,
     buffer: Vec<(Pair, Held)>,
     buffer_bytes: u64,
-    slots: Sender<Slot>,
-    jobs: Sender<Job>,
-    clocks: Arc<Clocks>,
+    turns: Receiver<Turn>,
+    /// The shard that is taken in.
+    turn: Option<Turn>,
+    chunk: IntoIter<(Found, Cursor)>,
+    /// Pairs met when its turn began.
+    met_before: u64,
+    /// Turns in a row that yielded no pair.
+    in_vain: u64,
+    /// Whether a shard made sense.
+    is_readable: bool,
+    /// Why the first that did not did not.
+    first_fault: Option<(u32, Fault)>,
+    /// Whether everything has been taken in.
+    is_read: bool,
+    /// Whether everything has been told.
+    is_over: bool,
 }
 
 impl Sequencer {
-    pub(super) fn new(
-        reading: &Reading,
-        start: &Position,
-        (slots, jobs): (Sender<Slot>, Sender<Job>),
-    ) -> Self {
+    /// Goes on from `start`, whose shuffle buffer is read again first.
+    pub(super) fn new(reading: Arc<Reading>, start: Position, turns: Receiver<Turn>) -> Self {
         Self {
-            config: Arc::clone(&reading.config),
-            shards: Arc::clone(&reading.shards),
-            turns: Arc::clone(&reading.turns),
+            reading,
             epoch: start.epoch,
             seq: start.next_seq,
             dealt: start.dealt,
+            is_readable: start.next_seq > 0,
+            start: Some(start),
+            groups: 0,
             buffer: Vec::new(),
             buffer_bytes: 0,
-            slots,
-            jobs,
-            clocks: Arc::clone(&reading.clocks),
+            turns,
+            turn: None,
+            chunk: Chunk::new().into_iter(),
+            met_before: 0,
+            in_vain: 0,
+            first_fault: None,
+            is_read: false,
+            is_over: false,
         }
     }
 
-    /// Goes on from `start`, whose shuffle buffer is read again first.
-    pub(super) fn run(mut self, reading: &Reading, start: &Position, turns: &Receiver<Turn>) {
-        // `Gone` needs no answer: nobody listens.
-        let _ = match reading.fetch(&start.buffer) {
-            Ok(pairs) => {
-                self.buffer_bytes = pairs.iter().map(bytes_of).sum();
-                self.buffer = pairs.into_iter().zip(start.buffer.iter().copied()).collect();
-                self.read_all(turns)
-            }
-            Err((shard_index, fault)) => {
-                let failure = Error::Shards {
-                    pattern: self.shards[shard_index as usize].name.to_string(),
-                    reason: format!("cannot go on from the middle of an epoch: {fault}"),
-                };
-                self.send(Slot::Failed(failure))
-            }
-        };
+    /// What comes next, into an empty group; less than a whole one where the readers are behind.
+    /// `false` where there is nothing any more.
+    pub(super) fn next(&mut self, group: &mut Group) -> bool {
+        group.number = self.groups;
+        let mut goes_on = true;
+        while goes_on && group.jobs.len() < GROUP_PAIRS && group.slots.len() < GROUP_SLOTS {
+            goes_on = self.step(group);
+        }
+        self.groups += 1;
+        !group.slots.is_empty()
     }
 
-    fn read_all(&mut self, turns: &Receiver<Turn>) -> Result<(), Gone> {
-        let (mut is_readable, mut first_fault) = (self.seq > 0, None);
-        // Drawn with replacement, turns have no end: none that yields a pair in all these, none
-        // will.
-        let patience = 20 * self.shards.len() as u64 + 100;
-        let mut in_vain = 0;
-        for Turn { shard_index, chunks, unreadable } in turns {
-            let before = self.seq + self.buffer.len() as u64;
-            for (found, cursor) in chunks.into_iter().flatten() {
-                self.take(shard_index, found, cursor)?;
-                if self.is_over() {
-                    return self.send(Slot::End);
-                }
-            }
-            match unreadable.recv() {
-                Ok(None) => is_readable = true,
-                Ok(Some(fault)) => _ = first_fault.get_or_insert((shard_index, fault)),
-                Err(_) => return Err(Gone),
-            }
-            in_vain = if self.seq + self.buffer.len() as u64 > before { 0 } else { in_vain + 1 };
-            if in_vain >= patience && matches!(self.config.sampling, Sampling::Resampled { .. }) {
-                break;
-            }
+    /// Whether it can go on at once.
+    fn step(&mut self, group: &mut Group) -> bool {
+        if let Some(start) = self.start.take()
+            && let Err(error) = self.restore(&start)
+        {
+            return self.end(group, Slot::Failed(error));
         }
-        while !self.buffer.is_empty() && !self.is_over() {
-            self.give_out()?;
+        if self.is_over {
+            return false;
         }
-        let last = match first_fault {
-            Some((shard_index, fault)) if !is_readable => {
-                let name = &self.shards[shard_index as usize].name;
-                let count = self.shards.len();
+        if self.is_dealt_out() || (self.is_read && self.buffer.is_empty()) {
+            let last = self.last_word();
+            return self.end(group, last);
+        }
+        if self.is_read || self.is_overfull() {
+            self.give_out(group);
+            return true;
+        }
+        // Who has pairs in hand does not wait for more.
+        match self.next_found(group.slots.is_empty()) {
+            Next::Found(shard_index, found, cursor) => self.take(group, shard_index, found, cursor),
+            Next::Later => return false,
+            Next::Nothing => self.is_read = true,
+            Next::Stopped => self.is_over = true,
+        }
+        true
+    }
+
+    fn restore(&mut self, start: &Position) -> Result<(), Error> {
+        let pairs = self.reading.fetch(&start.buffer).map_err(|(shard_index, fault)| {
+            let pattern = self.reading.shards[shard_index as usize].name.to_string();
+            let reason = format!("cannot go on from the middle of an epoch: {fault}");
+            Error::Shards { pattern, reason }
+        })?;
+        self.buffer_bytes = pairs.iter().map(bytes_of).sum();
+        self.buffer = pairs.into_iter().zip(start.buffer.iter().copied()).collect();
+        self.met_before = self.met();
+        Ok(())
+    }
+
+    fn end(&mut self, group: &mut Group, last: Slot) -> bool {
+        group.slots.push_back(last);
+        self.is_over = true;
+        false
+    }
+
+    fn last_word(&mut self) -> Slot {
+        match self.first_fault.take() {
+            Some((shard_index, fault)) if !self.is_readable => {
+                let (name, count) =
+                    (&self.reading.shards[shard_index as usize].name, self.reading.shards.len());
                 Slot::Failed(Error::Shards {
-                    pattern: self.config.shards.clone(),
+                    pattern: self.reading.config.shards.clone(),
                     reason: format!("none of {count} is readable; {name}: {fault}"),
                 })
             }
             _ => Slot::End,
-        };
-        self.send(last)
+        }
+    }
+
+    /// Pairs that were read, good or bad.
+    fn met(&self) -> u64 {
+        self.seq + self.buffer.len() as u64
+    }
+
+    fn next_found(&mut self, waits: bool) -> Next {
+        loop {
+            if let (Some(turn), Some((found, cursor))) = (&self.turn, self.chunk.next()) {
+                return Next::Found(turn.shard_index, found, cursor);
+            }
+            let Some(turn) = &self.turn else {
+                match receive(&self.turns, waits) {
+                    Ok(turn) => self.turn = Some(turn),
+                    Err(TryRecvError::Empty) => return Next::Later,
+                    Err(TryRecvError::Disconnected) => return Next::Nothing,
+                }
+                continue;
+            };
+            match receive(&turn.chunks, waits) {
+                Ok(chunk) => self.chunk = chunk.into_iter(),
+                Err(TryRecvError::Empty) => return Next::Later,
+                Err(TryRecvError::Disconnected) => {
+                    // It was told before the last chunk's end, or never will be.
+                    let Ok(unreadable) = turn.unreadable.recv() else { return Next::Stopped };
+                    let shard_index = turn.shard_index;
+                    self.turn = None;
+                    if self.end_turn(shard_index, unreadable) {
+                        return Next::Nothing;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there is no use in reading on.
+    fn end_turn(&mut self, shard_index: u32, unreadable: Option<Fault>) -> bool {
+        match unreadable {
+            None => self.is_readable = true,
+            Some(fault) => _ = self.first_fault.get_or_insert((shard_index, fault)),
+        }
+        let met = self.met();
+        self.in_vain = if met > self.met_before { 0 } else { self.in_vain + 1 };
+        self.met_before = met;
+        // Drawn with replacement, turns have no end: none that yields a pair in all these, none
+        // will.
+        let patience = 20 * self.reading.shards.len() as u64 + 100;
+        let is_endless = matches!(self.reading.config.sampling, Sampling::Resampled { .. });
+        is_endless && self.in_vain >= patience
     }
 
     /// Whether the pairs of an epoch have been dealt, where their number is given.
-    fn is_over(&self) -> bool {
-        match self.config.sampling {
+    fn is_dealt_out(&self) -> bool {
+        match self.reading.config.sampling {
             Sampling::Once => false,
             Sampling::Resampled { pairs, .. } => pairs.is_some_and(|pairs| self.dealt >= pairs),
         }
     }
 
-    fn take(&mut self, shard_index: u32, found: Found, cursor: Cursor) -> Result<(), Gone> {
-        match found {
-            Found::Pair(pair) => self.take_in(pair, cursor),
-            Found::Skipped(id, offset, fault) => self.skip(&id, offset, fault, cursor),
-            Found::Damage(offset, fault) => self.damage(shard_index, offset, fault, cursor),
-        }
+    fn is_overfull(&self) -> bool {
+        let config = &self.reading.config;
+        self.buffer.len() > config.shuffle || self.buffer_bytes > config.shuffle_bytes
     }
 
-    /// Into the shuffle buffer, which gives out as much as it has too much.
-    fn take_in(&mut self, pair: Pair, cursor: Cursor) -> Result<(), Gone> {
-        let held = Held { turn: cursor.turn, index: pair.id.index, offset: pair.offset };
-        self.buffer_bytes += bytes_of(&pair);
-        self.buffer.push((pair, held));
-        self.send(Slot::Taken(held, cursor))?;
-        while !self.is_over()
-            && (self.buffer.len() > self.config.shuffle
-                || self.buffer_bytes > self.config.shuffle_bytes)
-        {
-            self.give_out()?;
-        }
-        Ok(())
+    fn take(&mut self, group: &mut Group, shard_index: u32, found: Found, cursor: Cursor) {
+        let (place, is_ours) = ((self.epoch, self.seq), self.next_is_ours());
+        group.slots.push_back(match found {
+            Found::Pair(pair) => {
+                let held = Held { turn: cursor.turn, index: pair.id.index, offset: pair.offset };
+                self.buffer_bytes += bytes_of(&pair);
+                self.buffer.push((pair, held));
+                Slot::Taken(held, cursor)
+            }
+            Found::Skipped(id, offset, fault) => {
+                self.seq += 1;
+                Slot::Skipped(is_ours.then(|| Entry::pair(place, &id, offset, fault)), cursor)
+            }
+            Found::Damage(offset, fault) => {
+                let shard = || Arc::clone(&self.reading.shards[shard_index as usize].name);
+                let entry = || Entry::shard(place, shard(), shard_index, offset, fault);
+                Slot::Damage(is_ours.then(entry), cursor)
+            }
+        });
     }
 
-    fn give_out(&mut self) -> Result<(), Gone> {
+    fn give_out(&mut self, group: &mut Group) {
         // Each choice has its own stream, so there is no state to restore.
-        let mut rng = Rng::new(self.config.seed, Domain::SampleOrder, self.epoch, self.seq);
+        let seed = self.reading.config.seed;
+        let mut rng = Rng::new(seed, Domain::SampleOrder, self.epoch, self.seq);
         let at = rng.below(self.buffer.len() as u64) as usize;
         let (pair, held) = self.buffer.swap_remove(at);
         self.buffer_bytes -= bytes_of(&pair);
         let is_ours = self.next_is_ours();
         self.dealt += 1;
         self.seq += 1;
-        self.send(Slot::Given { at: at as u32, is_ours })?;
-        if !is_ours {
-            return Ok(());
+        group.slots.push_back(Slot::Given { at: at as u32, is_ours });
+        if is_ours {
+            let draw_epoch = self.reading.turns.draw_epoch(self.epoch, held.turn);
+            group.jobs.push(Job { pair, draw_epoch });
         }
-        let draw_epoch = self.turns.draw_epoch(self.epoch, held.turn);
-        let since = Instant::now();
-        let sent = self.jobs.send(Job { seq: self.seq - 1, pair, draw_epoch });
-        add_since(&self.clocks.order_blocked, since);
-        sent.map_err(|_| Gone)
-    }
-
-    fn skip(
-        &mut self,
-        id: &SampleId,
-        offset: u64,
-        fault: Fault,
-        cursor: Cursor,
-    ) -> Result<(), Gone> {
-        let place = (self.epoch, self.seq);
-        self.seq += 1;
-        let entry = self.next_is_ours().then(|| Entry::pair(place, id, offset, fault));
-        self.send(Slot::Skipped(entry, cursor))
-    }
-
-    fn damage(
-        &mut self,
-        shard_index: u32,
-        offset: u64,
-        fault: Fault,
-        cursor: Cursor,
-    ) -> Result<(), Gone> {
-        let place = (self.epoch, self.seq);
-        let shard = || Arc::clone(&self.shards[shard_index as usize].name);
-        let entry =
-            self.next_is_ours().then(|| Entry::shard(place, shard(), shard_index, offset, fault));
-        self.send(Slot::Damage(entry, cursor))
     }
 
     /// Whether the next good pair is dealt to this rank; what is ledgered goes with it, so that
     /// exactly one rank tells it.
     fn next_is_ours(&self) -> bool {
-        let block = self.dealt / self.config.batch_size as u64;
-        block % self.config.world_size as u64 == self.config.rank as u64
+        let config = &self.reading.config;
+        let block = self.dealt / config.batch_size as u64;
+        block % config.world_size as u64 == config.rank as u64
     }
+}
 
-    fn send(&self, slot: Slot) -> Result<(), Gone> {
-        let since = Instant::now();
-        let sent = self.slots.send(slot);
-        add_since(&self.clocks.order_blocked, since);
-        sent.map_err(|_| Gone)
-    }
+/// What a channel has, or, if one `waits`, will have.
+fn receive<T>(channel: &Receiver<T>, waits: bool) -> Result<T, TryRecvError> {
+    if waits { channel.recv().map_err(|_| TryRecvError::Disconnected) } else { channel.try_recv() }
 }
 
 /// What a pair weighs in the shuffle buffer, bookkeeping included.
 fn bytes_of(pair: &Pair) -> u64 {
     let texts = pair.caption.len() + pair.id.key.len();
     (pair.image.len() + texts + size_of::<Pair>()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LoaderConfig;
+    use super::super::order::Turns;
+    use super::*;
+    use crate::data::source::Shard;
+    use crate::flow::SampleId;
+    use crossbeam_channel::bounded;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    fn found(index: u32) -> (Found, Cursor) {
+        let id = SampleId { shard: "s".into(), shard_index: 0, index, key: "k".into() };
+        let (image, caption) = (vec![1], "c".into());
+        (Found::Pair(Pair { id, offset: 0, image, caption, label: None }), Cursor::default())
+    }
+
+    /// The readers have five pairs and are not done.
+    #[test]
+    fn pairs_in_hand_do_not_wait_for_more() {
+        let ((sender, turns), (chunk_sender, chunks)) = (bounded(1), bounded(1));
+        let (_tell, unreadable) = bounded(1);
+        sender.send(Turn { shard_index: 0, chunks, unreadable }).unwrap();
+        chunk_sender.send((0..5).map(found).collect()).unwrap();
+        let reading = Reading {
+            config: Arc::new(LoaderConfig { shuffle: 0, ..LoaderConfig::default() }),
+            shards: [Shard::file("s")].into(),
+            turns: Arc::new(Turns::once(0, 0, 1, false)),
+            pool: Arc::default(),
+            stop: Arc::default(),
+            clocks: Arc::default(),
+            start: Cursor::default(),
+            next: Mutex::new((0, None)),
+        };
+        let (tell, told) = bounded(2);
+        std::thread::spawn(move || {
+            let mut sequencer = Sequencer::new(Arc::new(reading), Position::default(), turns);
+            for _ in 0..2 {
+                let mut group = Group::default();
+                assert!(sequencer.next(&mut group));
+                tell.send((group.number, group.jobs.len(), group.slots.len())).unwrap();
+            }
+        });
+        let next = || told.recv_timeout(Duration::from_secs(60));
+        assert_eq!([next(), next()], [Ok((0, 4, 8)), Ok((1, 1, 2))]);
+    }
 }

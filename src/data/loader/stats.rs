@@ -9,9 +9,8 @@ pub(super) struct Clocks {
     pub read_busy: AtomicU64,
     pub read_blocked: AtomicU64,
     pub read_bytes: AtomicU64,
-    pub order_blocked: AtomicU64,
+    pub prepare_starved: AtomicU64,
     pub prepare_busy: AtomicU64,
-    pub prepare_waiting: AtomicUsize,
     pub ready_batches: AtomicUsize,
     pub consumer_wait: AtomicU64,
 }
@@ -40,9 +39,8 @@ impl Clocks {
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
             read_busy: share(&self.read_busy, readers),
             read_blocked: share(&self.read_blocked, readers),
-            order_blocked: share(&self.order_blocked, 1),
+            prepare_starved: share(&self.prepare_starved, workers),
             prepare_busy: share(&self.prepare_busy, workers),
-            prepare_queue: self.prepare_waiting.load(Ordering::Relaxed),
             ready_batches: self.ready_batches.load(Ordering::Relaxed),
         }
     }
@@ -64,13 +62,12 @@ pub struct Stats {
     pub read_busy: f64,
     /// Share of the readers' time in which the stages behind held them up, `0..=1`.
     pub read_blocked: f64,
-    /// Share of the time in which the one that shuffles was held up by the workers, `0..=1`.
-    pub order_blocked: f64,
+    /// Share of the workers' time in which they waited for pairs, `0..=1`: the readers limit the
+    /// rate.
+    pub prepare_starved: f64,
     /// Share of the workers' time spent on decoding, augmenting and writing pictures and on
     /// captions, `0..=1`. Near 1 with `consumer_wait` above 0, more workers would help.
     pub prepare_busy: f64,
-    /// Pairs that wait for a worker now.
-    pub prepare_queue: usize,
     /// Batches that wait for the consumer now.
     pub ready_batches: usize,
 }
