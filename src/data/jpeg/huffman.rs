@@ -9,9 +9,6 @@ const ENTRIES: usize = 1 << LOOKUP;
 /// How far a symbol moves within its block: up to 16 for a run, [`END`] for an end of block.
 pub(super) const END: u32 = 128;
 
-/// A position past the block that no sum of runs reaches: marks a code that does not exist.
-pub(super) const INVALID: u32 = 255;
-
 /// The codes of one table.
 #[derive(Clone)]
 pub(super) struct Codes {
@@ -123,34 +120,40 @@ impl Codes {
     }
 }
 
-/// AC symbols of a sequential scan, two at a lookup where they are short enough, values included.
+/// AC symbols of a sequential scan, two at a lookup where their codes are short enough.
 #[derive(Clone)]
 pub(super) struct Pairs(Box<PairTable>);
 
 /// By the next [`LOOKUP`] bits.
 pub(super) type PairTable = [Pair; ENTRIES];
 
-/// What the next [`LOOKUP`] bits hold, packed:
-/// bits 0..6 length of both symbols with their values (0: not even one is complete),
-/// 6..12 length of the first, 12..20 and 20..28 how far the first and both move within the block,
-/// 32..48 and 48..64 their values. If there is but one symbol it stands for both.
-#[derive(Clone, Copy, Default)]
+/// What the next [`LOOKUP`] bits begin with: one or two symbols, of which the value of the last
+/// may lie behind these bits. A first of two comes with its value. Packed, from the lowest bit:
+/// 0..6 length of all, 7 whether the block ends, 8..16 how far they move within the block,
+/// 16..24 and 24..32 how far from the last position the values belong, 32..48 the first value,
+/// 48..54 and 56..62 bits before the last value, and 63 less its size.
+/// If there is but one symbol it is the last, and what is the first is overwritten by it.
+#[derive(Clone, Copy)]
 pub(super) struct Pair(u64);
 
 impl Pair {
-    fn new(first: Symbol, second: Option<Symbol>) -> Self {
-        let both = second.map_or((first.length, first.moves), |second| {
-            (first.length + second.length, first.moves + second.moves)
-        });
-        let value = |symbol: Symbol| u64::from(symbol.value as u16);
-        let lengths = u64::from(both.0) | u64::from(first.length) << 6;
-        let moves = u64::from(first.moves) << 12 | u64::from(both.1) << 20;
-        Self(lengths | moves | value(first) << 32 | value(second.unwrap_or(first)) << 48)
-    }
+    /// Not even one code is complete: moves past any block.
+    const NONE: Self = Self(255 << 8);
 
-    #[inline(always)]
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
+    /// `index` is the lookup's.
+    fn new(index: usize, first: Symbol, second: Option<Symbol>) -> Self {
+        let value = extend(at_top(index) << first.code, first.size) as i16;
+        let (skip, start) = second.map_or((0, 0), |_| (first.code + first.size, first.moves));
+        let last = second.unwrap_or(first);
+        let skip = skip + last.code;
+        let ends = last.moves == END;
+        let moves = if ends { start } else { start + last.moves };
+        // An end of block writes past the block.
+        let places = [first.moves, start + last.moves].map(u64::from);
+        let counts = u64::from(skip + last.size) | u64::from(ends) << 7 | u64::from(moves) << 8;
+        let values = u64::from(skip) << 48 | u64::from(63 - last.size) << 56;
+        let first = places[0] << 16 | u64::from(value as u16) << 32;
+        Self(counts | first | places[1] << 24 | values)
     }
 
     /// The entry for the next bits.
@@ -165,40 +168,39 @@ impl Pair {
         self.0 as u32
     }
 
-    /// Only the low six bits count.
     #[inline(always)]
-    pub fn first_length(self) -> u32 {
-        (self.0 >> 6) as u32
-    }
-
-    #[inline(always)]
-    pub fn first_move(self) -> u32 {
-        (self.0 >> 12) as u32 & 255
+    pub fn ends(self) -> bool {
+        self.0 & 1 << 7 != 0
     }
 
     #[inline(always)]
     pub fn moves(self) -> u32 {
-        (self.0 >> 20) as u32 & 255
+        (self.0 >> 8) as u32 & 255
     }
 
+    /// Where the first value belongs, and it.
     #[inline(always)]
-    pub fn first_value(self) -> i16 {
-        (self.0 >> 32) as i16
+    pub fn first(self) -> (u32, i16) {
+        ((self.0 >> 16) as u32 & 255, (self.0 >> 32) as i16)
     }
 
+    /// Where the last value belongs, and it. `bits` are those of the lookup.
     #[inline(always)]
-    pub fn value(self) -> i16 {
-        (self.0 >> 48) as i16
+    pub fn last(self, bits: u64) -> (u32, i16) {
+        let bits = bits << (self.0 >> 48 & 63);
+        // EXTEND without a mask: a negative value is the complement of its magnitude.
+        let negative = !((bits as i64) >> 63);
+        let magnitude = (bits ^ negative as u64) >> 1 >> (self.0 >> 56);
+        ((self.0 >> 24) as u32 & 255, ((magnitude as i64 ^ negative) - negative) as i16)
     }
 }
 
-/// An AC symbol with its value.
+/// An AC symbol: bits of its code and of its value, and how far it moves.
 #[derive(Clone, Copy)]
 struct Symbol {
-    /// Bits of code and value.
-    length: u32,
+    code: u32,
+    size: u32,
     moves: u32,
-    value: i16,
 }
 
 /// How far an AC symbol moves and how many bits its value has, if it may stand in a sequential
@@ -215,26 +217,24 @@ pub(super) fn run_and_size(symbol: u32) -> Option<(u32, u32)> {
 
 impl Default for Pairs {
     fn default() -> Self {
-        Self(Box::new([Pair::default(); ENTRIES]))
+        Self(Box::new([Pair::NONE; ENTRIES]))
     }
 }
 
 impl Pairs {
     pub fn build(&mut self, codes: &Codes) {
         let symbol = |index: usize, room: u32| {
-            let bits = (index as u64) << (64 - LOOKUP);
             let entry = codes.short[index];
             let (code, symbol) = (u32::from(entry & 0xFF), u32::from(entry >> 8));
             let (moves, size) = run_and_size(symbol)?;
-            let length = code + size;
-            let value = extend(bits << code, size) as i16;
-            (entry != 0 && length <= room).then_some(Symbol { length, moves, value })
+            (entry != 0 && code <= room).then_some(Symbol { code, size, moves })
         };
-        for index in 0..ENTRIES {
-            self.0[index] = symbol(index, LOOKUP).map_or(Pair::default(), |first| {
-                let rest = index << first.length & (ENTRIES - 1);
-                let more = first.moves != END;
-                Pair::new(first, symbol(rest, LOOKUP - first.length).filter(|_| more))
+        for (index, pair) in self.0.iter_mut().enumerate() {
+            *pair = symbol(index, LOOKUP).map_or(Pair::NONE, |first| {
+                let room = LOOKUP.checked_sub(first.code + first.size);
+                let room = room.filter(|_| first.moves != END);
+                let rest = |room| index << (LOOKUP - room) & (ENTRIES - 1);
+                Pair::new(index, first, room.and_then(|room| symbol(rest(room), room)))
             });
         }
     }
@@ -242,6 +242,11 @@ impl Pairs {
     pub fn table(&self) -> &PairTable {
         &self.0
     }
+}
+
+/// The bits that a lookup's index stands for.
+fn at_top(index: usize) -> u64 {
+    (index as u64) << (64 - LOOKUP)
 }
 
 /// The value of `size` bits at the top of `bits` (F.2.2.1, EXTEND); `size` is at most 16.

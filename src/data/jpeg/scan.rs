@@ -1,7 +1,7 @@
 //! Sequential scans (ITU T.81, F.2): one interleaved scan, decoded row by row as far as the part
 //! needs it. Blocks beside the part are passed over, rows below it are not looked at.
 
-use super::huffman::{Bits, Codes, INVALID, Pair, PairTable, Pairs, extend, run_and_size};
+use super::huffman::{Bits, Codes, END, Pair, PairTable, Pairs, extend, run_and_size};
 use super::idct::{Block, ORDER};
 use super::markers::{Component, Markers, Scan, Tables};
 use super::{JpegError, corrupt};
@@ -72,63 +72,62 @@ impl Coder<'_> {
         if STORE {
             out.0 = [0; 64];
         }
-        let mut at = 0;
-        loop {
-            at = self.step::<STORE>(bits, at, out);
-            if at >= 63 {
+        let (mut at, mut ends) = (0, false);
+        while !ends {
+            (at, ends) = self.step::<STORE>(bits, at, out);
+            if ends {
                 break;
             }
             bits.refill();
-            at = self.step::<STORE>(bits, at, out);
-            if at >= 63 {
-                break;
-            }
+            (at, ends) = self.step::<STORE>(bits, at, out);
         }
         if STORE {
             out.0[0] = *prediction as i16;
         }
-        // 63: the last coefficient was coded. From 128: an end of block before it. What lies
-        // between went past the block, as does an invalid code.
-        at & 64 == 0 && at < 192
+        at < PAST
     }
 
     /// Decodes one or two AC symbols behind coefficient `at` of the zigzag order. Returns the
-    /// position of the last one; from 63 the block is finished.
+    /// position of the last one, and whether the block ends there.
     #[inline(always)]
-    fn step<const STORE: bool>(self, bits: &mut Bits, at: u32, out: &mut Block) -> u32 {
+    fn step<const STORE: bool>(self, bits: &mut Bits, at: u32, out: &mut Block) -> (u32, bool) {
         let pair = Pair::find(self.pairs, bits.bits);
-        if pair.is_empty() {
+        let next = at + pair.moves();
+        // At 63 what seems to be the second symbol may belong to the next block.
+        if next >= 63 {
             return self.one::<STORE>(bits, at, out);
         }
-        let (first, last) = (at + pair.first_move(), at + pair.moves());
         if STORE {
-            out.0[ORDER[first as usize & 255] as usize & 63] = pair.first_value();
-            out.0[ORDER[last as usize & 255] as usize & 63] = pair.value();
-        }
-        if last >= 63 && first >= 63 {
-            // What seemed to be the second symbol belongs to the next block.
-            bits.take(pair.first_length());
-            return first;
+            for (moves, value) in [pair.first(), pair.last(bits.bits)] {
+                store(out, at + moves, value);
+            }
         }
         bits.take(pair.length());
-        last
+        (next, pair.ends())
     }
 
-    /// As [`Coder::step`], for one symbol that the pairs do not hold.
+    /// As [`Coder::step`], for one symbol, however long and wherever it leads.
     #[inline(always)]
-    fn one<const STORE: bool>(self, bits: &mut Bits, at: u32, out: &mut Block) -> u32 {
+    fn one<const STORE: bool>(self, bits: &mut Bits, at: u32, out: &mut Block) -> (u32, bool) {
         let (length, symbol) = self.ac.find(bits.bits);
         let Some((moves, size)) = run_and_size(symbol).filter(|_| length > 0) else {
-            return INVALID;
+            return (PAST, true);
         };
         bits.take(length);
         if STORE {
-            let value = extend(bits.bits, size);
-            out.0[ORDER[(at + moves) as usize & 255] as usize & 63] = value as i16;
+            store(out, at + moves, extend(bits.bits, size) as i16);
         }
         bits.take(size);
-        at + moves
+        if moves == END { (at, true) } else { (at + moves, at + moves >= 63) }
     }
+}
+
+/// A position past the block.
+const PAST: u32 = 64;
+
+#[inline(always)]
+fn store(out: &mut Block, at: u32, value: i16) {
+    out.0[ORDER[at as usize & 255] as usize & 63] = value;
 }
 
 /// Where a scan stands.
@@ -277,5 +276,157 @@ vectorised! {
         local.bits.check()?;
         *position = local;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Domain, Rng};
+
+    fn below(rng: &mut Rng, n: usize) -> usize {
+        rng.below(n as u64) as usize
+    }
+
+    /// A table as files define it: these symbols in random order, with codes of random lengths.
+    fn table(rng: &mut Rng, mut symbols: Vec<u8>) -> Vec<u8> {
+        for i in 1..symbols.len() {
+            symbols.swap(i, below(rng, i + 1));
+        }
+        if below(rng, 2) == 0 {
+            // The end of block has the shortest code.
+            let end = symbols.iter().position(|&symbol| symbol == 0).expect("a zero");
+            symbols.swap(0, end);
+        }
+        loop {
+            let (mut room, mut counts) = (1, [0_u8; 16]);
+            let mut rest = symbols.len();
+            for (length, count) in (1..).zip(&mut counts) {
+                room *= 2;
+                let most = rest.min(room - 1).min(255);
+                let some =
+                    if length == 16 { most } else { below(rng, most.min(1 << (length / 2)) + 1) };
+                (*count, room, rest) = (some as u8, room - some, rest - some);
+            }
+            if rest == 0 {
+                return [&counts[..], &symbols].concat();
+            }
+        }
+    }
+
+    /// Length and code of each symbol, by Annex C.
+    fn codes(table: &[u8]) -> [(u32, u32); 256] {
+        let (mut codes, mut code, mut at) = ([(0, 0); 256], 0, 16);
+        for (length, &count) in (1..).zip(&table[..16]) {
+            for _ in 0..count {
+                codes[usize::from(table[at])] = (length, code);
+                (code, at) = (code + 1, at + 1);
+            }
+            code <<= 1;
+        }
+        codes
+    }
+
+    /// Writes bits, the first one first, and zeros behind 0xFF.
+    #[derive(Default)]
+    struct Writer {
+        bytes: Vec<u8>,
+        last: u32,
+        count: u32,
+    }
+
+    impl Writer {
+        fn put(&mut self, (length, bits): (u32, u32)) {
+            for i in (0..length).rev() {
+                (self.last, self.count) = (self.last << 1 | bits >> i & 1, self.count + 1);
+                if self.count == 8 {
+                    self.bytes.push(self.last as u8);
+                    self.bytes.extend((self.last == 0xFF).then_some(0));
+                    (self.last, self.count) = (0, 0);
+                }
+            }
+        }
+
+        /// A symbol with a value of so many bits (F.1.2.1.1).
+        fn symbol(&mut self, code: (u32, u32), value: i32, size: u32) {
+            self.put(code);
+            let bits = if value < 0 { value + (1 << size) - 1 } else { value };
+            self.put((size, bits as u32));
+        }
+    }
+
+    /// Bits of a value (Table F.1).
+    fn size(value: i32) -> u32 {
+        32 - value.unsigned_abs().leading_zeros()
+    }
+
+    /// Encodes a block of coefficients in zigzag order (F.1.2).
+    fn encode(
+        out: &mut Writer,
+        [dc, ac]: [&[(u32, u32); 256]; 2],
+        block: &[i32; 64],
+        dc_before: i32,
+    ) {
+        let difference = block[0] - dc_before;
+        out.symbol(dc[size(difference) as usize], difference, size(difference));
+        let mut run = 0;
+        for &value in &block[1..] {
+            if value == 0 {
+                run += 1;
+                continue;
+            }
+            for _ in 0..run / 16 {
+                out.put(ac[0xF0]);
+            }
+            out.symbol(ac[(run % 16) << 4 | size(value) as usize], value, size(value));
+            run = 0;
+        }
+        if run > 0 {
+            out.put(ac[0]);
+        }
+    }
+
+    /// Blocks come back as they were encoded, whatever the codes: an end of block of 16 bits,
+    /// values of 11, and symbols that end a block in the middle of a lookup included.
+    #[test]
+    fn blocks_are_those_that_were_encoded() {
+        let mut rng = Rng::new(1, Domain::Image, 0, 0);
+        for _ in 0..400 {
+            let dc = table(&mut rng, (0..=12).collect());
+            let run_and_size = |n: u8| (n / 11) << 4 | (n % 11 + 1);
+            let ac = table(&mut rng, (0..176).map(run_and_size).chain([0, 0xF0]).collect());
+            let codes = [&codes(&dc), &codes(&ac)];
+            let mut built = Built::default();
+            built.dc[0].define(&dc).expect("a DC table");
+            built.ac[0].define(&ac).expect("an AC table");
+            built.pairs[0].build(&built.ac[0]);
+            let (mut blocks, mut file) = ([[0_i32; 64]; 20], Writer::default());
+            let mut before = 0;
+            for block in &mut blocks {
+                let density = [64, below(&mut rng, 65)][below(&mut rng, 2)];
+                let bits = 1 + below(&mut rng, 11);
+                for value in block.iter_mut() {
+                    let some = rng.next_u32() as i32 >> (31 - bits);
+                    let wanted = below(&mut rng, 64) < density;
+                    *value = if wanted { some.max(1 - (1 << bits)) } else { 0 };
+                }
+                encode(&mut file, codes, block, before);
+                before = block[0];
+            }
+            file.put((7, 127));
+            let mut bits = [Bits::new(&file.bytes, 0); 2];
+            let (mut predictions, mut out) = ([0; 2], [Block([7; 64]); 2]);
+            for block in &blocks {
+                let [ours, passed] = &mut bits;
+                let coder = built.coder(0, 0);
+                assert!(coder.block::<true>(ours, &mut predictions[0], &mut out[0]));
+                assert!(coder.block::<false>(passed, &mut predictions[1], &mut out[1]));
+                let read: [_; 64] =
+                    std::array::from_fn(|i| i32::from(out[0].0[usize::from(ORDER[i])]));
+                assert_eq!(read, *block);
+                assert_eq!(predictions, [block[0]; 2]);
+            }
+            assert!(bits.iter().all(|bits| bits.check().is_ok()));
+        }
     }
 }
