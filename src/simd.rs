@@ -106,11 +106,11 @@ pub(crate) use vectorised;
 /// `avx2_or!(fast(a, b), plain(a, b))`: calls `fast`, which may be compiled for
 /// `avx2,fma,bmi1,bmi2,lzcnt`, where the machine has these, else `plain`.
 macro_rules! avx2_or {
-    ($fast:ident($($arg:expr),* $(,)?), $plain:expr) => {{
+    ($fast:ident $(::<$($generic:ident),*>)? ($($arg:expr),* $(,)?), $plain:expr) => {{
         #[cfg(target_arch = "x86_64")]
         if $crate::simd::Level::detect() != $crate::simd::Level::Base {
             // SAFETY: `Level::detect` found the features that the function is compiled for.
-            unsafe { $fast($($arg),*) }
+            unsafe { $fast $(::<$($generic),*>)? ($($arg),*) }
         } else {
             $plain
         }

@@ -71,6 +71,9 @@ vectorised! {
     /// All that was put off, then `x · scale + offset` of each channel.
     pub(super) fn finish(resized: &Resized, scale: [f32; 3], offset: [f32; 3], row: &mut [f32]) {
         let plane = row.len() / 3;
+        if resized.base == Base::Ycc && resized.steps.is_empty() {
+            return convert(&resized.samples, scale, offset, row);
+        }
         let mut block = [[0.0; BLOCK]; 3];
         for at in (0..plane).step_by(BLOCK) {
             let length = BLOCK.min(plane - at);
@@ -135,14 +138,36 @@ fn luminance([r, g, b]: [f32; 3]) -> f32 {
     LUMINANCE[0] * r + LUMINANCE[1] * g + LUMINANCE[2] * b
 }
 
+/// [`finish`] of Y, Cb and Cr that nothing else was put off for: a pixel never leaves registers.
+#[inline(always)]
+fn convert(samples: &[u8], scale: [f32; 3], offset: [f32; 3], row: &mut [f32]) {
+    let plane = row.len() / 3;
+    let (luma, chroma) = samples.split_at(plane);
+    let (cb, cr) = chroma.split_at(plane);
+    let (reds, rest) = row.split_at_mut(plane);
+    let (greens, blues) = rest.split_at_mut(plane);
+    for i in 0..plane {
+        let [r, g, b] = rgb([luma[i], cb[i], cr[i]].map(f32::from));
+        reds[i] = r * scale[0] + offset[0];
+        greens[i] = g * scale[1] + offset[1];
+        blues[i] = b * scale[2] + offset[2];
+    }
+}
+
 /// JFIF's conversion.
+#[inline(always)]
+fn rgb([y, cb, cr]: [f32; 3]) -> [f32; 3] {
+    let (cb, cr) = (cb - 128.0, cr - 128.0);
+    let r = y + 1.402 * cr;
+    let g = y - 0.344_136_3 * cb - 0.714_136_3 * cr;
+    let b = y + 1.772 * cb;
+    [r.clamp(0.0, 255.0), g.clamp(0.0, 255.0), b.clamp(0.0, 255.0)]
+}
+
 #[inline(always)]
 fn to_rgb([r, g, b]: &mut Block) {
     for i in 0..BLOCK {
-        let (y, cb, cr) = (r[i], g[i] - 128.0, b[i] - 128.0);
-        r[i] = (y + 1.402 * cr).clamp(0.0, 255.0);
-        g[i] = (y - 0.344_136_3 * cb - 0.714_136_3 * cr).clamp(0.0, 255.0);
-        b[i] = (y + 1.772 * cb).clamp(0.0, 255.0);
+        [r[i], g[i], b[i]] = rgb([r[i], g[i], b[i]]);
     }
 }
 

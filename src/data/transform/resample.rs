@@ -2,18 +2,14 @@
 //!
 //! As in Pillow one axis is brought to its new size and rounded to 8 bits, then the other. Along
 //! the columns whole rows are added up. Along the rows that would leave vector registers half
-//! empty, so some rows are turned into a tile whose columns lie together, and one coefficient is
-//! multiplied with all of them.
+//! empty, so some rows are turned into a tile whose columns lie together, and these are added up.
 
-use super::transpose::{Rows, SQUARE, transpose};
-use super::weights::{BITS, Weights};
-use crate::simd::vectorised;
+use super::transpose::{Columns, ROWS, Rows, SQUARE, transpose};
+use super::weigh::{Lines, sum_lines};
+use super::weights::{Exact, Fast, Precision, Weights};
 
-/// Samples whose sums are kept in registers at a time; a multiple of [`SQUARE`].
-const LANES: usize = 32;
-
-/// Half of the last bit that is kept.
-const HALF: i32 = 1 << (BITS - 1);
+/// Samples of a column of a tile, at most; all its columns stay in a near cache.
+const TILE: usize = 256;
 
 /// A picture in memory: rows of `C` interleaved channels.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +30,11 @@ pub(super) enum First {
 
 /// Resizes, with the buffers that it needs again and again.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Resampler {
+pub(super) struct Resampler<P> {
     /// Coefficients along the rows of the source.
-    pub across: Weights,
+    pub across: Weights<P>,
     /// Coefficients along its columns.
-    pub down: Weights,
+    pub down: Weights<P>,
     /// Some rows of the source: `[columns, C, T]`.
     tile: Vec<u8>,
     /// The same, resized: `[resized columns, C, T]`.
@@ -49,73 +45,56 @@ pub(super) struct Resampler {
     last: Vec<u8>,
 }
 
-vectorised! {
+impl Resampler<Exact> {
     /// Interleaved RGB to three planes, `[3, H, W]`.
-    pub(super) fn resample_rgb(
-        resampler: &mut Resampler,
-        source: Samples<'_, 3>,
-        first: First,
-        out: &mut [u8],
-    ) {
-        resampler.run::<3, 32, 96>(source, first, out);
+    pub(super) fn rgb(&mut self, source: Samples<'_, 3>, first: First, out: &mut [u8]) {
+        self.run(source, first, out);
     }
 }
 
-vectorised! {
+impl Resampler<Fast> {
     /// One plane to another, `[H, W]`.
-    pub(super) fn resample_plane(
-        resampler: &mut Resampler,
-        source: Samples<'_, 1>,
-        first: First,
-        out: &mut [u8],
-    ) {
-        resampler.run::<1, 64, 64>(source, first, out);
+    pub(super) fn plane(&mut self, source: Samples<'_, 1>, first: First, out: &mut [u8]) {
+        self.run(source, first, out);
     }
 }
 
-impl Resampler {
-    /// `T` rows make a tile, `N = C · T` samples a column of it.
-    #[inline(always)]
-    fn run<const C: usize, const T: usize, const N: usize>(
-        &mut self,
-        source: Samples<'_, C>,
-        first: First,
-        out: &mut [u8],
-    ) {
+impl<P: Precision> Resampler<P> {
+    fn run<const C: usize>(&mut self, source: Samples<'_, C>, first: First, out: &mut [u8]) {
         let Self { across, down, tile, turned, middle, last } = self;
         let (columns, rows) = (across.samples(), down.samples());
         let (width, height) = (across.len(), down.len());
-        // Whole squares are turned back.
-        let wide = width.next_multiple_of(LANES);
-        tile.resize((columns.len() * C).next_multiple_of(SQUARE) * T, 0);
-        turned.resize(wide * N, 0);
         let data = &source.data[rows.start * source.stride + columns.start * C..];
+        // Squares are turned back whole.
+        let wide = width.next_multiple_of(ROWS);
+        let count = if first == First::Rows { rows.len() } else { height };
+        let depth = count.next_multiple_of(ROWS).min(TILE / C / ROWS * ROWS);
+        tile.resize((columns.len() * C).next_multiple_of(SQUARE) * depth, 0);
+        turned.resize(wide * C * depth, 0);
         match first {
             First::Rows => {
-                middle.resize(rows.len().next_multiple_of(T) * C * wide, 0);
-                for (at, middle) in
-                    (0..rows.len()).step_by(T).zip(middle.chunks_exact_mut(T * C * wide))
-                {
-                    let lines = &data[at * source.stride..];
-                    let count = T.min(rows.len() - at);
-                    let lines = Rows { data: lines, stride: source.stride, count };
-                    sum_rows::<C, T, N>(lines, across, tile, turned, middle);
+                middle.resize(count.next_multiple_of(depth) * C * wide, 0);
+                let tiles = middle.chunks_exact_mut(depth * C * wide);
+                for (at, middle) in (0..count).step_by(depth).zip(tiles) {
+                    let (data, stride) = (&data[at * source.stride..], source.stride);
+                    let rows = Rows { data, stride, count: depth.min(count - at) };
+                    sum_rows::<P, C>(rows, across, tile, turned, middle);
                 }
-                let planes = out.chunks_exact_mut(width * height);
-                for (channel, plane) in planes.enumerate() {
-                    let middle = &middle[channel * wide..];
-                    sum_columns(middle, C * wide, rows.start, down, width, plane);
+                for (channel, plane) in out.chunks_exact_mut(width * height).enumerate() {
+                    let (data, stride) = (&middle[channel * wide..], C * wide);
+                    sum_lines(Lines { data, stride, first: rows.start }, down, width, plane);
                 }
             }
             First::Columns => {
                 let length = columns.len() * C;
                 middle.resize(length * height, 0);
-                sum_columns(data, source.stride, rows.start, down, length, middle);
-                last.resize(T * C * wide, 0);
-                for at in (0..height).step_by(T) {
-                    let count = T.min(height - at);
-                    let lines = Rows { data: &middle[at * length..], stride: length, count };
-                    sum_rows::<C, T, N>(lines, across, tile, turned, last);
+                let lines = Lines { data, stride: source.stride, first: rows.start };
+                sum_lines(lines, down, length, middle);
+                last.resize(depth * C * wide, 0);
+                for at in (0..height).step_by(depth) {
+                    let count = depth.min(height - at);
+                    let rows = Rows { data: &middle[at * length..], stride: length, count };
+                    sum_rows::<P, C>(rows, across, tile, turned, last);
                     for (i, row) in last.chunks_exact(wide).take(count * C).enumerate() {
                         let (y, channel) = (at + i / C, i % C);
                         let out = &mut out[(channel * height + y) * width..][..width];
@@ -128,74 +107,23 @@ impl Resampler {
 }
 
 /// Up to `T` rows of interleaved channels to the new width: `[T, C, resized columns]`.
-#[inline(always)]
-fn sum_rows<const C: usize, const T: usize, const N: usize>(
-    lines: Rows<'_>,
-    across: &Weights,
+fn sum_rows<P: Precision, const C: usize>(
+    rows: Rows<'_>,
+    across: &Weights<P>,
     tile: &mut [u8],
     turned: &mut [u8],
     out: &mut [u8],
 ) {
-    let (columns, wide) = (across.samples(), turned.len() / N);
-    transpose(lines, [T, columns.len() * C], tile, T);
-    for ((start, weights), out) in across.iter().zip(turned.as_chunks_mut::<N>().0) {
-        for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
-            let samples = &tile[(start - columns.start) * N + group * LANES..];
-            *out = weigh(weights, samples, N);
-        }
-    }
+    let (columns, wide) = (across.samples(), across.len().next_multiple_of(ROWS));
+    let length = turned.len() / wide;
+    let depth = length / C;
+    let to = Columns { data: tile, stride: depth, offset: 0 };
+    transpose(rows, [depth, columns.len() * C], to);
+    let lines = Lines { data: tile, stride: length, first: columns.start };
+    sum_lines(lines, across, length, turned);
     for channel in 0..C {
-        let lines = Rows { data: &turned[channel * T..], stride: N, count: wide };
-        transpose(lines, [wide, T], &mut out[channel * wide..], C * wide);
+        let rows = Rows { data: &turned[channel * depth..], stride: length, count: wide };
+        let to = Columns { data: out, stride: C * wide, offset: channel * wide };
+        transpose(rows, [wide, depth], to);
     }
-}
-
-/// All columns to the new height: rows of `length` samples from rows that lie `stride` apart, of
-/// which the first is number `first`.
-#[inline(always)]
-fn sum_columns(
-    lines: &[u8],
-    stride: usize,
-    first: usize,
-    down: &Weights,
-    length: usize,
-    out: &mut [u8],
-) {
-    for ((start, weights), out) in down.iter().zip(out.chunks_exact_mut(length)) {
-        let lines = &lines[(start - first) * stride..];
-        let (groups, rest) = out.as_chunks_mut();
-        for (group, out) in groups.iter_mut().enumerate() {
-            *out = weigh(weights, &lines[group * LANES..], stride);
-        }
-        if rest.is_empty() {
-            continue;
-        }
-        // The last samples are computed with some before them, so that none behind them are read.
-        if let Some(out) = out.last_chunk_mut() {
-            *out = weigh(weights, &lines[length - LANES..], stride);
-        } else {
-            for (x, out) in out.iter_mut().enumerate() {
-                let samples = lines[x..].iter().step_by(stride);
-                let products = weights.iter().zip(samples).map(|(&w, &s)| w * i32::from(s));
-                *out = ((HALF + products.sum::<i32>()) >> BITS).clamp(0, 255) as u8;
-            }
-        }
-    }
-}
-
-/// `Σ weight · line`, of lines that follow each other at `stride`.
-#[inline(always)]
-fn weigh(weights: &[i32], lines: &[u8], stride: usize) -> [u8; LANES] {
-    let mut sums = [HALF; LANES];
-    for (&weight, line) in weights.iter().zip(lines.chunks(stride)) {
-        let line: &[u8; LANES] = line.first_chunk().expect("lines are whole lanes");
-        for i in 0..LANES {
-            sums[i] += weight * i32::from(line[i]);
-        }
-    }
-    let mut samples = [0; LANES];
-    for i in 0..LANES {
-        samples[i] = (sums[i] >> BITS).clamp(0, 255) as u8;
-    }
-    samples
 }

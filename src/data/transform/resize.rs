@@ -2,8 +2,8 @@
 //! for.
 
 use super::draws::CropBox;
-use super::resample::{First, Resampler, Samples, resample_plane, resample_rgb};
-use super::weights::Axis;
+use super::resample::{First, Resampler, Samples};
+use super::weights::{Axis, Exact, Fast};
 use crate::data::decode::Rgb8;
 use crate::data::jpeg::Plane;
 
@@ -18,7 +18,10 @@ pub enum Interpolation {
 
 /// A picture with the buffers and coefficients to resize it.
 #[derive(Clone, Debug, Default)]
-pub struct Resizer(pub(super) Resampler);
+pub struct Resizer {
+    exact: Resampler<Exact>,
+    fast: Resampler<Fast>,
+}
 
 impl Resizer {
     /// Cuts out a part and resizes it to planes, `[3, size, size]`: torchvision's `resized_crop`.
@@ -36,12 +39,12 @@ impl Resizer {
         let [top, left, height, width] =
             [part.top, part.left, part.height, part.width].map(|x| x as usize);
         let stride = image.width as usize * 3;
-        let Self(resampler) = self;
+        let resampler = &mut self.exact;
         resampler.across.set(interpolation, Axis::whole(width, size, mirrored));
         resampler.down.set(interpolation, Axis::whole(height, size, false));
         let data = &image.data[top * stride + left * 3..];
         let first = first_axis([width, height], [size, size]);
-        resample_rgb(resampler, Samples { data, stride }, first, out);
+        resampler.rgb(Samples { data, stride }, first, out);
     }
 
     /// Resizes the shorter side to `size` (bicubic) and cuts out the centre, `[3, size, size]`:
@@ -50,14 +53,14 @@ impl Resizer {
     /// Only the centre is computed, so the cost does not grow with the picture's aspect.
     pub fn centre(&mut self, image: &Rgb8, size: usize, out: &mut [u8]) {
         let short = image.width.min(image.height);
-        let Self(resampler) = self;
+        let resampler = &mut self.exact;
         let [across, down] = [image.width, image.height].map(|side| centre(side, short, size));
         let sides = [across.samples.end, down.samples.end];
         let first = first_axis(sides, [across.resized, down.resized]);
         resampler.across.set(Interpolation::Bicubic, across);
         resampler.down.set(Interpolation::Bicubic, down);
         let source = Samples { data: &image.data, stride: image.width as usize * 3 };
-        resample_rgb(resampler, source, first, out);
+        resampler.rgb(source, first, out);
     }
 
     /// [`Resizer::crop`] of one plane of a JPEG; `part` is in pixels of the picture. Samples that
@@ -96,7 +99,7 @@ impl Resizer {
         [across, down]: [Axis; 2],
         out: &mut [u8],
     ) {
-        let Self(resampler) = self;
+        let resampler = &mut self.fast;
         let across = across.of_samples(plane.origin[0], plane.step[0], plane.width);
         let down = down.of_samples(plane.origin[1], plane.step[1], plane.height);
         resampler.across.set(interpolation, across);
@@ -105,7 +108,7 @@ impl Resizer {
         // Fewer rows are turned, before or after.
         let shrinks = resampler.down.samples().len() > resampler.down.len();
         let first = if shrinks { First::Columns } else { First::Rows };
-        resample_plane(resampler, source, first, out);
+        resampler.plane(source, first, out);
     }
 }
 

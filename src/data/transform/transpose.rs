@@ -2,8 +2,11 @@
 
 use crate::simd::avx2_or;
 
-/// Side of the squares that are turned at a time.
+/// Side of the squares that are turned.
 pub(super) const SQUARE: usize = 16;
+
+/// Rows that are turned at a time: two squares.
+pub(super) const ROWS: usize = 2 * SQUARE;
 
 /// Rows of samples in memory.
 #[derive(Clone, Copy, Debug)]
@@ -16,80 +19,98 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// From a sample on, all that follows it; the last row again behind the last.
+    /// A row and all that follows it; the last row again behind the last.
     #[inline(always)]
-    fn from(&self, row: usize, column: usize) -> &'a [u8] {
-        self.data.get(row.min(self.count - 1) * self.stride + column..).unwrap_or_default()
+    fn from(&self, row: usize) -> &'a [u8] {
+        &self.data[row.min(self.count - 1) * self.stride..]
     }
 }
 
-/// The first samples; zeros where there are none.
+/// Samples of a row from `x` on; zeros where there are none.
 #[inline(always)]
-fn load(samples: &[u8]) -> [u8; SQUARE] {
-    samples.first_chunk().copied().unwrap_or_else(|| load_end(samples))
+fn load(row: &[u8], x: usize) -> [u8; SQUARE] {
+    let samples = row.get(x..x + SQUARE).and_then(|samples| samples.first_chunk());
+    samples.copied().unwrap_or_else(|| load_end(row, x))
 }
 
 #[cold]
-fn load_end(samples: &[u8]) -> [u8; SQUARE] {
+fn load_end(row: &[u8], x: usize) -> [u8; SQUARE] {
     let mut padded = [0; SQUARE];
+    let samples = row.get(x..).unwrap_or_default();
     padded[..samples.len()].copy_from_slice(samples);
     padded
 }
 
-/// Turns the first `height` rows, `width` samples of each: `to[x · stride + y] = from[y][x]`.
-/// Both are rounded up to whole squares, for which `to` has room.
-pub(super) fn transpose(from: Rows<'_>, size: [usize; 2], to: &mut [u8], stride: usize) {
-    avx2_or!(by_squares(from, size, to, stride), by_samples(from, size, to, stride));
+/// Where turned rows go.
+#[derive(Debug)]
+pub(super) struct Columns<'a> {
+    pub data: &'a mut [u8],
+    /// From one to the next, in samples.
+    pub stride: usize,
+    /// First sample of each that is written.
+    pub offset: usize,
 }
 
-fn by_samples(from: Rows<'_>, [height, width]: [usize; 2], to: &mut [u8], stride: usize) {
-    for y in 0..height.next_multiple_of(SQUARE) {
+/// Turns the first `height` rows, `width` samples of each: `to[x][y] = from[y][x]`. The height is
+/// rounded up to whole [`ROWS`], the width to whole squares, for which `to` has room.
+pub(super) fn transpose(from: Rows<'_>, size: [usize; 2], to: Columns<'_>) {
+    avx2_or!(by_squares(from, size, to), by_samples(from, size, to));
+}
+
+fn by_samples(from: Rows<'_>, [height, width]: [usize; 2], to: Columns<'_>) {
+    for y in 0..height.next_multiple_of(ROWS) {
         for x in (0..width).step_by(SQUARE) {
-            for (i, sample) in load(from.from(y, x)).into_iter().enumerate() {
-                to[(x + i) * stride + y] = sample;
+            for (i, sample) in load(from.from(y), x).into_iter().enumerate() {
+                to.data[(x + i) * to.stride + to.offset + y] = sample;
             }
         }
     }
 }
 
-/// Sixteen rows of sixteen samples are turned by four rounds of interleaving the first half of the
-/// rows with the second.
+/// Twice sixteen rows of sixteen samples are turned by four rounds of interleaving the first half
+/// of each sixteen rows with the second.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt")]
-fn by_squares(from: Rows<'_>, [height, width]: [usize; 2], to: &mut [u8], stride: usize) {
-    use std::arch::x86_64::{_mm_setzero_si128, _mm_unpackhi_epi8, _mm_unpacklo_epi8};
+fn by_squares(from: Rows<'_>, [height, width]: [usize; 2], to: Columns<'_>) {
+    use std::arch::x86_64::{
+        _mm256_set_m128i, _mm256_setzero_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    };
 
     const HALF: usize = SQUARE / 2;
-    for x in (0..width).step_by(SQUARE) {
-        for y in (0..height).step_by(SQUARE) {
-            let mut rows = [_mm_setzero_si128(); SQUARE];
-            let all = from.from(y, x).get(..(SQUARE - 1) * from.stride + SQUARE);
-            match all.filter(|_| y + SQUARE <= from.count) {
-                Some(all) => {
-                    for (i, row) in rows.iter_mut().enumerate() {
-                        let samples = all[i * from.stride..].first_chunk().expect("all are there");
-                        *row = bytemuck::cast::<[u8; SQUARE], _>(*samples);
-                    }
+    for y in (0..height).step_by(ROWS) {
+        let mut rows = [from.data; ROWS];
+        let mut whole = [[].as_slice(); ROWS];
+        for i in 0..ROWS {
+            rows[i] = from.from(y + i);
+            whole[i] = rows[i].as_chunks::<SQUARE>().0;
+        }
+        for (x, columns) in
+            (0..width).step_by(SQUARE).zip(to.data.chunks_exact_mut(SQUARE * to.stride))
+        {
+            let mut squares = [_mm256_setzero_si256(); SQUARE];
+            // No row is shorter than the last.
+            if x / SQUARE < whole[ROWS - 1].len() {
+                for (i, both) in squares.iter_mut().enumerate() {
+                    let (low, high) = (whole[i][x / SQUARE], whole[i + SQUARE][x / SQUARE]);
+                    *both = _mm256_set_m128i(bytemuck::cast(high), bytemuck::cast(low));
                 }
-                None => {
-                    for (i, row) in rows.iter_mut().enumerate() {
-                        *row = bytemuck::cast(load(from.from(y + i, x)));
-                    }
+            } else {
+                for (i, both) in squares.iter_mut().enumerate() {
+                    let (low, high) = (load(rows[i], x), load(rows[i + SQUARE], x));
+                    *both = _mm256_set_m128i(bytemuck::cast(high), bytemuck::cast(low));
                 }
             }
             for _ in 0..4 {
-                let before = rows;
+                let before = squares;
                 for i in 0..HALF {
-                    rows[2 * i] = _mm_unpacklo_epi8(before[i], before[i + HALF]);
-                    rows[2 * i + 1] = _mm_unpackhi_epi8(before[i], before[i + HALF]);
+                    squares[2 * i] = _mm256_unpacklo_epi8(before[i], before[i + HALF]);
+                    squares[2 * i + 1] = _mm256_unpackhi_epi8(before[i], before[i + HALF]);
                 }
             }
-            let mut lines = &mut to[x * stride + y..];
-            for &column in &rows {
-                let (line, rest) = lines.split_at_mut(stride.min(lines.len()));
-                let place: &mut [u8; SQUARE] = line.first_chunk_mut().expect("room for squares");
-                *place = bytemuck::cast(column);
-                lines = rest;
+            for (i, &samples) in squares.iter().enumerate() {
+                let column = &mut columns[i * to.stride + to.offset + y..];
+                let place: &mut [u8; ROWS] = column.first_chunk_mut().expect("room for squares");
+                *place = bytemuck::cast(samples);
             }
         }
     }
@@ -103,16 +124,17 @@ mod tests {
     #[test]
     fn both_ways_turn_alike() {
         let data: Vec<u8> = (0..50 * 40).map(|i| (i * 89 % 251) as u8).collect();
-        let cases: [[usize; 3]; 4] = [[16, 16, 16], [32, 40, 32], [64, 17, 50], [16, 3, 1]];
+        let cases: [[usize; 3]; 4] = [[32, 16, 32], [32, 40, 32], [64, 17, 50], [32, 3, 1]];
         for [height, width, count] in cases {
             let from = Rows { data: &data[..count * 40], stride: 40, count };
-            let stride = height + 5;
+            let (offset, stride) = (3, height + 5);
             let mut both = [(); 2].map(|()| vec![0; stride * width.next_multiple_of(SQUARE)]);
-            transpose(from, [height, width], &mut both[0], stride);
-            by_samples(from, [height, width], &mut both[1], stride);
+            let [one, other] = &mut both;
+            transpose(from, [height, width], Columns { data: one, stride, offset });
+            by_samples(from, [height, width], Columns { data: other, stride, offset });
             assert_eq!(both[0], both[1]);
             for (x, y) in (0..width).flat_map(|x| (0..height).map(move |y| (x, y))) {
-                assert_eq!(both[0][x * stride + y], data[y.min(count - 1) * 40 + x]);
+                assert_eq!(both[0][x * stride + offset + y], data[y.min(count - 1) * 40 + x]);
             }
         }
     }
