@@ -4,7 +4,7 @@
 //! and add the products as they are made. The sums are exact, whatever the instructions.
 
 use super::weights::{PART, Pair, Precision, Weights};
-use crate::simd::avx2_or;
+use crate::simd::{avx2_or, vectorised};
 
 /// Samples whose sums are made at a time.
 const LANES: usize = 32;
@@ -19,49 +19,37 @@ pub(super) struct Lines<'a> {
     pub first: usize,
 }
 
-/// Adds lines of `length` samples up to resized lines.
-pub(super) fn sum_lines<P: Precision>(
-    lines: Lines<'_>,
-    weights: &Weights<P>,
-    length: usize,
-    out: &mut [u8],
-) {
-    avx2_or!(sum_avx2(lines, weights, length, out), sum(lines, weights, length, out));
-}
-
-/// [`sum`], into which the functions for these machines can be inlined.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt")]
-fn sum_avx2<P: Precision>(lines: Lines<'_>, weights: &Weights<P>, length: usize, out: &mut [u8]) {
-    sum(lines, weights, length, out);
-}
-
-#[inline(always)]
-fn sum<P: Precision>(lines: Lines<'_>, weights: &Weights<P>, length: usize, out: &mut [u8]) {
-    let Lines { data, stride, first } = lines;
-    for ((start, pairs), out) in weights.iter().zip(out.chunks_exact_mut(length)) {
-        let lines = &data[(start - first) * stride..];
-        let mut x = 0;
-        // Of sums of one part twice as many stay in registers.
-        if P::PARTS == 1 {
+vectorised! {
+    /// Adds lines of `length` samples up to resized lines.
+    pub(super) fn sum_lines<P: Precision>(
+        lines: Lines<'_>,
+        weights: &Weights<P>,
+        length: usize,
+        out: &mut [u8],
+    ) {
+        let Lines { data, stride, first } = lines;
+        for ((start, pairs), out) in weights.iter().zip(out.chunks_exact_mut(length)) {
+            let lines = &data[(start - first) * stride..];
+            let mut x = 0;
             while let Some(out) = out[x..].first_chunk_mut::<{ 2 * LANES }>() {
                 *out = weigh_group::<P, _>(pairs, &lines[x..], stride);
                 x += out.len();
             }
-        }
-        while let Some(out) = out[x..].first_chunk_mut::<LANES>() {
-            *out = weigh_group::<P, _>(pairs, &lines[x..], stride);
-            x += out.len();
-        }
-        if x == length {
-            continue;
-        }
-        // The last samples are computed with some before them, so that none behind them are read.
-        if let Some(out) = out.last_chunk_mut::<LANES>() {
-            *out = weigh_group::<P, _>(pairs, &lines[length - LANES..], stride);
-        } else {
-            for (x, out) in out.iter_mut().enumerate() {
-                [*out] = weigh::<P, 1>(pairs, &lines[x..], stride);
+            while let Some(out) = out[x..].first_chunk_mut::<LANES>() {
+                *out = weigh_group::<P, _>(pairs, &lines[x..], stride);
+                x += out.len();
+            }
+            if x == length {
+                continue;
+            }
+            // The last samples are computed with some before them, so that none behind them are
+            // read.
+            if let Some(out) = out.last_chunk_mut::<LANES>() {
+                *out = weigh_group::<P, _>(pairs, &lines[length - LANES..], stride);
+            } else {
+                for (x, out) in out.iter_mut().enumerate() {
+                    [*out] = weigh::<P, 1>(pairs, &lines[x..], stride);
+                }
             }
         }
     }
@@ -104,7 +92,7 @@ fn two_lines<const L: usize>(lines: &[u8], at: usize, stride: usize) -> [&[u8; L
 
 /// [`weigh`], the products of two lines added as they are made.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
 #[inline]
 fn weigh_avx2<P: Precision, const L: usize>(
     pairs: &[Pair],
