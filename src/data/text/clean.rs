@@ -25,19 +25,23 @@ pub fn clean(caption: &str) -> Cow<'_, str> {
 /// Of ASCII, ftfy only touches control characters and character references: its decoding passes
 /// over ASCII, and none of the other repairs replaces any of these characters.
 pub fn is_plain(caption: &str) -> bool {
-    caption.bytes().all(|b| matches!(b, b' '..=b'~' | b'\t' | b'\n' | b'\x0c' | b'\r') && b != b'&')
+    // Without an early end, the compiler looks at many bytes at a time.
+    caption.bytes().fold(true, |plain, b| {
+        let spaced = (b == b'\t') | (b == b'\n') | (b == b'\x0c') | (b == b'\r');
+        plain & (spaced | (b >= b' ') & (b <= b'~') & (b != b'&'))
+    })
 }
 
 fn finish_plain(caption: &str) -> Cow<'_, str> {
     let bytes = caption.as_bytes();
-    let spaced = |b: &u8| b.is_ascii_whitespace();
-    let tidy = !bytes.first().is_some_and(spaced)
-        && !bytes.last().is_some_and(spaced)
-        && bytes
-            .windows(2)
-            .all(|two| !two[0].is_ascii_whitespace() || !two[1].is_ascii_whitespace())
-        && !bytes.iter().any(|b| b.is_ascii_uppercase() || (b.is_ascii_whitespace() && *b != b' '));
-    if tidy {
+    let at_ends = |&b: &u8| b.is_ascii_whitespace();
+    let at_end = bytes.first().is_some_and(at_ends) || bytes.last().is_some_and(at_ends);
+    // Of two characters in a row one is no space; no other white space, no capital letter.
+    let twos = bytes.iter().zip(bytes.get(1..).unwrap_or_default());
+    let tidy = twos.fold(!at_end, |tidy, (&one, &two)| {
+        tidy & !((one == b' ') & (two == b' ')) & (one >= b' ') & !one.is_ascii_uppercase()
+    });
+    if tidy && !bytes.last().is_some_and(u8::is_ascii_uppercase) {
         return Cow::Borrowed(caption);
     }
     let mut text = collapse(caption);
@@ -48,11 +52,10 @@ fn finish_plain(caption: &str) -> Cow<'_, str> {
 fn collapse(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for word in text.split(is_space).filter(|word| !word.is_empty()) {
-        if !out.is_empty() {
-            out.push(' ');
-        }
         out.push_str(word);
+        out.push(' ');
     }
+    out.pop();
     out
 }
 
