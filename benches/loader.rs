@@ -26,6 +26,7 @@ use roclip::{Error, Result};
 use serde_json::json;
 use stages::Stages;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use whole::Run;
 
 /// Captions a second at which the tokeniser's share of a core is told.
@@ -170,8 +171,11 @@ fn print_runs(line: &Line) {
 /// # Errors
 /// There is no such setting; those of the loader.
 pub fn peer(name: &str, corpus: &Corpus, pairs: usize) -> Result<()> {
+    let mut floor = None;
     let run = if name == "read" {
-        read_alone(corpus, pairs)?
+        let (run, bare) = read_alone(corpus, pairs)?;
+        floor = Some(bare.as_secs_f64() * 1e6 / run.pairs as f64);
+        run
     } else {
         let settings = settings(224)?;
         let setting = settings.iter().find(|setting| setting.name == name).ok_or_else(|| {
@@ -182,17 +186,28 @@ pub fn peer(name: &str, corpus: &Corpus, pairs: usize) -> Result<()> {
         whole::run(&setting.loader(corpus, pairs, 1))?
     };
     let (micros, wall) = (run.micros(), run.wall.as_secs_f64());
-    println!("{}", json!({ "peer": name, "images": run.pairs, "cpu_us": micros, "wall_s": wall }));
+    let line = json!({
+        "peer": name, "images": run.pairs, "cpu_us": micros, "wall_s": wall, "floor_us": floor
+    });
+    println!("{line}");
     Ok(())
 }
 
-/// As many epochs as give that many pairs.
-fn read_alone(corpus: &Corpus, least: usize) -> Result<Run> {
-    let (cpu, wall, mut pairs) = (clock::of_process(), std::time::Instant::now(), 0);
-    while pairs < least {
-        pairs += corpus.read()?;
+/// As many epochs as give that many pairs, in turn with bare reading of the same bytes, whose CPU
+/// time is the second result.
+fn read_alone(corpus: &Corpus, least: usize) -> Result<(Run, Duration)> {
+    let mut run = Run { pairs: 0, cpu: Duration::ZERO, wall: Duration::ZERO };
+    let (mut bare, pool) = (Duration::ZERO, Arc::default());
+    while run.pairs < least {
+        let (cpu, wall) = (clock::of_thread(), Instant::now());
+        run.pairs += corpus.read(&pool)?;
+        run.cpu += clock::of_thread() - cpu;
+        run.wall += wall.elapsed();
+        let cpu = clock::of_thread();
+        corpus.read_bytes()?;
+        bare += clock::of_thread() - cpu;
     }
-    Ok(Run { pairs, cpu: clock::of_process() - cpu, wall: wall.elapsed() })
+    Ok((run, bare))
 }
 
 /// Speed of the shard streamer

@@ -14,6 +14,7 @@ use roclip::data::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use roclip::data::transform::{CropBox, Draws, Fidelity, Resized, Scratch, Transform};
 use roclip::rng::{Domain, Rng};
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Microseconds a pair.
@@ -56,12 +57,12 @@ pub fn measure(
     rounds: usize,
 ) -> Result<Stages> {
     let [decode, resize, colour, finish] = pictures(corpus, transform, rounds);
-    let (mut read, mut tokenise) = (f64::INFINITY, f64::INFINITY);
+    let (mut read, mut tokenise, pool) = (f64::INFINITY, f64::INFINITY, Arc::default());
     // The first call unpacks the vocabulary.
     tokenise_all(corpus, eda);
     for _ in 0..rounds {
         let start = clock::of_thread();
-        let pairs = corpus.read()?;
+        let pairs = corpus.read(&pool)?;
         read = read.min(micros(clock::of_thread() - start) / pairs as f64);
         let start = clock::of_thread();
         tokenise_all(corpus, eda);

@@ -43,12 +43,11 @@ impl HostBuf {
     /// # Errors
     /// [`Error::Device`] where there is not as much.
     pub fn heap(len: usize) -> Result<Self> {
-        let mut memory = Vec::new();
-        memory.try_reserve_exact(len).map_err(|_| {
+        // Fresh pages of the system are zero: they are not touched before they are used.
+        let memory = bytemuck::try_zeroed_vec::<f32>(len).map_err(|()| {
             let bytes = len.saturating_mul(size_of::<f32>());
             Error::Device(format!("no memory for {bytes} bytes on the host; lower the batch size"))
         })?;
-        memory.resize(len, 0.0);
         Ok(Self::new(memory))
     }
 
