@@ -28,7 +28,7 @@ pub fn is_plain(caption: &str) -> bool {
     // Without an early end, the compiler looks at many bytes at a time.
     caption.bytes().fold(true, |plain, b| {
         let spaced = (b == b'\t') | (b == b'\n') | (b == b'\x0c') | (b == b'\r');
-        plain & (spaced | (b >= b' ') & (b <= b'~') & (b != b'&'))
+        plain & (spaced | matches!(b, b' '..=b'~') & (b != b'&'))
     })
 }
 
