@@ -7,7 +7,9 @@ use roclip::data::transform::blur::Blur;
 use roclip::data::transform::color::{Adjust, grayscale};
 use roclip::data::transform::draws::{CropBox, crop_box};
 use roclip::data::transform::resize::{Interpolation, Resizer, flip_horizontal};
-use roclip::data::transform::{Augment, Draws, Resized, Scratch, Transform, TransformConfig};
+use roclip::data::transform::{
+    Augment, Draws, Fidelity, Resized, Scratch, Transform, TransformConfig,
+};
 use roclip::rng::{Domain, Rng};
 use sha2::{Digest, Sha256};
 
@@ -52,6 +54,7 @@ fn single_operations_agree_with_torchvision() {
 }
 
 const SIZE: usize = 16;
+const BOTH: [Fidelity; 2] = [Fidelity::Exact, Fidelity::Fast];
 const PARTS: [(&str, CropBox); 6] = [
     ("shrunk", CropBox { top: 5, left: 7, height: 40, width: 50 }),
     ("grown", CropBox { top: 10, left: 12, height: 9, width: 12 }),
@@ -161,6 +164,7 @@ fn whole_chains_agree_with_torchvision() {
     let large = golden.picture("large");
     let mut config = TransformConfig::new(SIZE, Augment::roclip());
     (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+    config.fidelity = Fidelity::Exact;
     let transform = Transform::new(config).unwrap();
     let jitter = [
         Adjust::Contrast(1.3),
@@ -301,8 +305,11 @@ fn every_shape_passes_every_preset() {
         let data = (0..width * height * 3).map(|i| (i % 251) as u8).collect();
         let image = Rgb8 { width, height, data };
         for train in [Augment::roclip(), Augment::clip(), Augment::none()] {
-            for size in [1, 2, 7, 64] {
-                let transform = Transform::new(TransformConfig::new(size, train.clone())).unwrap();
+            for (size, fidelity) in
+                [1, 2, 7, 64].into_iter().flat_map(|size| BOTH.map(|fidelity| (size, fidelity)))
+            {
+                let config = TransformConfig::new(size, train.clone());
+                let transform = Transform::new(TransformConfig { fidelity, ..config }).unwrap();
                 let mut out = vec![f32::NAN; 3 * size * size];
                 for sample in 0..4 {
                     let mut rng = Rng::new(3, Domain::Image, 0, sample);
@@ -321,16 +328,19 @@ fn every_shape_passes_every_preset() {
 fn training_pictures_depend_on_their_stream_alone() {
     let golden = Pictures::open("transform.safetensors");
     let large = golden.picture("large");
-    let transform = Transform::new(TransformConfig::new(32, Augment::roclip())).unwrap();
-    let picture = |sample, scratch: &mut Scratch| {
-        let mut out = vec![0.0; 3 * 32 * 32];
-        transform.train(&large, &mut Rng::new(1, Domain::Image, 2, sample), scratch, &mut out);
-        out
-    };
-    let mut used = Scratch::default();
-    for sample in 0..20 {
-        let fresh = picture(sample, &mut Scratch::default());
-        assert_eq!(picture(sample, &mut used), fresh);
-        assert_ne!(picture(sample + 1, &mut used), fresh);
+    for fidelity in BOTH {
+        let config = TransformConfig::new(32, Augment::roclip());
+        let transform = Transform::new(TransformConfig { fidelity, ..config }).unwrap();
+        let picture = |sample, scratch: &mut Scratch| {
+            let mut out = vec![0.0; 3 * 32 * 32];
+            transform.train(&large, &mut Rng::new(1, Domain::Image, 2, sample), scratch, &mut out);
+            out
+        };
+        let mut used = Scratch::default();
+        for sample in 0..20 {
+            let fresh = picture(sample, &mut Scratch::default());
+            assert_eq!(picture(sample, &mut used), fresh);
+            assert_ne!(picture(sample + 1, &mut used), fresh);
+        }
     }
 }

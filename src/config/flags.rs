@@ -186,8 +186,8 @@ pub struct AugmentArgs {
     #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     pub aug_cfg: Vec<String>,
     /// How training pictures are computed: to the bit as Pillow and torchvision do it, or faster,
-    /// with small differences that no eye sees; evaluation is always exact
-    #[arg(long, value_enum, default_value_t = FidelityName::Exact)]
+    /// with differences that neither the eye nor accuracy shows; evaluation is always exact
+    #[arg(long, value_enum, default_value_t = FidelityName::Fast)]
     pub fidelity: FidelityName,
     /// Caption augmentation
     #[arg(long, value_enum, default_value_t = TextAug::Eda)]

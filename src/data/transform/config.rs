@@ -19,7 +19,7 @@ pub struct TransformConfig {
     pub std: [f64; 3],
     /// What training does; evaluation always resizes the shorter side and crops the centre.
     pub train: Augment,
-    /// How training pictures are computed; evaluation is always exact.
+    /// How training pictures are computed; evaluation is always exact. Default fast.
     pub fidelity: Fidelity,
 }
 
@@ -27,9 +27,9 @@ pub struct TransformConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fidelity {
     /// To the bit, but for the blur, which may differ by 1/255 where a rounding is that close.
-    #[default]
     Exact,
-    /// As the eye sees it; see [`Transform`](super::Transform) for the differences.
+    /// As the eye sees it; [`super`] has the differences, and what they do to accuracy.
+    #[default]
     Fast,
 }
 
@@ -46,7 +46,7 @@ impl Fidelity {
 impl TransformConfig {
     /// CLIP's normalisation around `train`.
     pub fn new(image_size: usize, train: Augment) -> Self {
-        let fidelity = Fidelity::Exact;
+        let fidelity = Fidelity::default();
         Self { image_size, mean: CLIP_MEAN, std: CLIP_STD, train, fidelity }
     }
 
