@@ -14,7 +14,7 @@ use roclip::data::count::count_pairs;
 use roclip::data::loader::{Loader, LoaderConfig};
 use roclip::data::transform::TransformConfig;
 use roclip::encode::{ClipConfig, Keep};
-use roclip::error::{Error, Result};
+use roclip::error::{Error, Result, redact};
 use roclip::eval::ZeroShot;
 use roclip::matching::PoolSize;
 use roclip::optim::{AdamWOptions, DecayRule};
@@ -289,19 +289,19 @@ fn run_options(
         eval_frequency: args.data.zeroshot_frequency,
         identity,
         model_json,
-        resume_command: resume_command(folder),
+        resume_command: resume_command(std::env::args(), folder),
     }
 }
 
-/// This command line, with the run named and `--resume latest`.
-fn resume_command(folder: &Path) -> String {
+/// This command line, with the run named and `--resume latest`. It goes to the log, so the secrets
+/// of URLs are left out.
+fn resume_command(mut given: impl Iterator<Item = String>, folder: &Path) -> String {
     let mut words: Vec<String> = Vec::new();
-    let mut given = std::env::args();
     while let Some(word) = given.next() {
         match word.as_str() {
             "--resume" | "--name" => drop(given.next()),
             w if w.starts_with("--resume=") || w.starts_with("--name=") => {}
-            _ => words.push(quoted(word)),
+            _ => words.push(quoted(redact(&word))),
         }
     }
     let name = folder.file_name().map(PathBuf::from).unwrap_or_default();
@@ -317,4 +317,27 @@ fn quoted(word: String) -> String {
         return word;
     }
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_resumes_names_the_run_and_no_secret() {
+        let given = [
+            "roclip-train",
+            "--name",
+            "old",
+            "--shards=https://me:pw@h/{0..9}.tar?sig=1",
+            "--resume=latest",
+            "--zeroshot-data",
+            "a b",
+        ];
+        let command = resume_command(given.into_iter().map(String::from), Path::new("logs/run"));
+        let shards = "'--shards=https://h/{0..9}.tar?…'";
+        let expected =
+            format!("roclip-train {shards} --zeroshot-data 'a b' --name run --resume latest");
+        assert_eq!(command, expected);
+    }
 }

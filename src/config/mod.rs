@@ -10,7 +10,7 @@ pub use assemble::{Assembled, assemble, schedule};
 pub use flags::{Args, DeviceName, NetworkArgs};
 
 use crate::encode::ClipConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, redact};
 use crate::optim::ScheduleKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use std::collections::BTreeMap;
@@ -52,13 +52,14 @@ pub fn parse(command_line: impl IntoIterator<Item = OsString>) -> Result<Parsed>
     }
 }
 
-/// The settings in force, defaults included.
+/// The settings in force, defaults included, without the secrets of URLs: they are written to files
+/// that people pass on.
 fn settings(matches: &ArgMatches) -> Settings {
     let flags = Args::command();
     let ids = flags.get_arguments().map(|arg| arg.get_id().as_str());
     let text = |id: &str| -> Option<String> {
         let words: Vec<_> = matches.try_get_raw(id).ok()??.map(|w| w.to_string_lossy()).collect();
-        Some(words.join(" "))
+        Some(redact(&words.join(" ")))
     };
     ids.filter_map(|id| Some((id.to_owned(), text(id)?))).collect()
 }
@@ -171,4 +172,19 @@ fn check(args: &Args) -> Result<()> {
     let name = args.run.name.as_deref().unwrap_or("x");
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
     rule(plain, "--name", format!("{name:?}"), "a plain folder name, without / and leading dot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_hold_no_secret_of_a_url() {
+        let words = ["roclip-train", "--shards", "a.tar::https://me:pw@h/b.tar?sig=1"];
+        let Ok(Parsed::Run(args, settings)) = parse(words.map(OsString::from)) else {
+            panic!("not parsed");
+        };
+        assert_eq!(settings["shards"], "a.tar::https://h/b.tar?…");
+        assert_eq!(args.data.shards, words[2]);
+    }
 }
