@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use roclip::data::decode::{DecodeError, DecodeLimits, Encoded, Rgb8, decode};
 use roclip::data::jpeg::Scratch;
+use roclip::data::ledger::{Fault, Reason};
 use roclip::data::transform::CropBox;
 
 use crate::common::pictures::{Pictures, cut, difference};
@@ -49,7 +50,7 @@ fn truncated_files_are_refused() {
         }
         if name.starts_with("jpeg") && name != "jpeg_trailing" {
             let error = decode(&file[..file.len() - 1], &DecodeLimits::default()).unwrap_err();
-            assert_eq!(error.reason(), "truncated-or-corrupt", "{name}");
+            assert_eq!(Fault::from(&error).reason, Reason::BrokenImage, "{name}");
         }
     }
 }
@@ -81,12 +82,12 @@ fn damaged_files_never_panic() {
 #[test]
 fn refusals_have_names() {
     let limits = DecodeLimits { max_bytes: 1000, ..DecodeLimits::default() };
-    let reason = |bytes: &[u8]| decode(bytes, &limits).unwrap_err().reason();
-    assert_eq!(reason(b""), "empty");
-    assert_eq!(reason(b"<!DOCTYPE html><html>"), "not-an-image");
-    assert_eq!(reason(b"GIF89a"), "unsupported");
-    assert_eq!(reason(&[0xFF; 1001]), "too-many-bytes");
-    assert_eq!(reason(b"\xFF\xD8\xFF\xD9"), "truncated-or-corrupt");
+    let reason = |bytes: &[u8]| Fault::from(&decode(bytes, &limits).unwrap_err()).reason;
+    assert_eq!(reason(b""), Reason::EmptyImage);
+    assert_eq!(reason(b"<!DOCTYPE html><html>"), Reason::UnknownImage);
+    assert_eq!(reason(b"GIF89a"), Reason::UnknownImage);
+    assert_eq!(reason(&[0xFF; 1001]), Reason::ImageTooLarge);
+    assert_eq!(reason(b"\xFF\xD8\xFF\xD9"), Reason::BrokenImage);
     let html = decode(b"<!DOCTYPE html><html>", &limits).unwrap_err();
     assert_eq!(html.to_string(), "not a picture: it begins with \"<!DOCTYPE html><\"");
 }
@@ -149,7 +150,7 @@ fn slow_pictures_are_given_up() {
     let limits = DecodeLimits { max_time: Duration::ZERO, ..DecodeLimits::default() };
     for name in ["jpeg_420", "jpeg_progressive", "jpeg_cmyk"] {
         let error = decode(&golden.bytes(&format!("{name}.file")), &limits).unwrap_err();
-        assert_eq!(error.reason(), "too-slow", "{name}");
+        assert_eq!(Fault::from(&error).reason, Reason::TooSlow, "{name}");
     }
 }
 

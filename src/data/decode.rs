@@ -119,21 +119,6 @@ pub enum DecodeError {
     TooSlow(Duration),
 }
 
-impl DecodeError {
-    /// A short name that never changes, for the ledger and its counts.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Empty => "empty",
-            Self::NotAnImage(_) => "not-an-image",
-            Self::TooManyBytes { .. } => "too-many-bytes",
-            Self::TooManyPixels { .. } => "too-many-pixels",
-            Self::Unsupported(_) => "unsupported",
-            Self::Corrupt(_) => "truncated-or-corrupt",
-            Self::TooSlow(_) => "too-slow",
-        }
-    }
-}
-
 /// An encoded picture whose header was read and held against the limits; the clock is running.
 #[derive(Debug)]
 pub struct Encoded<'a> {

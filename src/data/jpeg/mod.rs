@@ -24,7 +24,7 @@ mod scan;
 use idct::Block;
 use markers::{Colour, Component, Frame, Markers, Scan};
 use progressive::Picture;
-use scan::{Built, Layout, Position, Span, Units};
+use scan::{Built, Layout, Position, Span, Units, layouts};
 
 /// Why a JPEG was not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -230,11 +230,7 @@ impl<'a> Jpeg<'a> {
         let (columns, rows) = mcus_under(components, regions);
         let span = Span { first: columns[0], end: columns[1], mcus };
         // The row's coefficients: those of a component together, row by row of its blocks.
-        let (mut layouts, mut blocks) = ([Layout::default(); 3], 0);
-        for (layout, of) in layouts.iter_mut().zip(components) {
-            *layout = Layout { at: blocks, wide: (span.end - span.first) * of.h };
-            blocks += layout.wide * of.v;
-        }
+        let (layouts, blocks) = layouts(components, (span.end - span.first, 1));
         let units = Units::interleaved(components, &self.scan, &layouts, &scratch.built);
         if scratch.row.len() < blocks {
             scratch.row.resize(blocks, Block::default());
@@ -265,7 +261,7 @@ impl<'a> Jpeg<'a> {
         scratch: &mut Scratch,
         planes: &mut [Plane; 3],
     ) -> Result<(), JpegError> {
-        let (layouts, _) = progressive::layouts(&self.frame);
+        let (layouts, _) = layouts(self.frame.components(), self.frame.mcus());
         let (mut markers, mut quant) = (self.markers.clone(), [None; 3]);
         let (built, picture) = (&mut scratch.built, &mut scratch.picture);
         let (frame, scan) = (&self.frame, self.scan);

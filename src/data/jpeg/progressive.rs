@@ -4,7 +4,7 @@
 use super::huffman::{Bits, Codes, extend};
 use super::idct::{Block, ORDER};
 use super::markers::{Frame, Markers, Scan};
-use super::scan::{Built, Coder, Layout, Position, Unit, Units};
+use super::scan::{Built, Coder, Position, Unit, Units, layouts};
 use super::{Budget, JpegError, corrupt, unsupported};
 use crate::simd::vectorised;
 
@@ -36,17 +36,6 @@ impl Picture {
     }
 }
 
-/// Where each component's blocks lie, and how many there are of all.
-pub(super) fn layouts(frame: &Frame) -> ([Layout; 3], usize) {
-    let (across, down) = frame.mcus();
-    let (mut layouts, mut blocks) = ([Layout::default(); 3], 0);
-    for (layout, component) in layouts.iter_mut().zip(frame.components()) {
-        *layout = Layout { at: blocks, wide: across * component.h };
-        blocks += layout.wide * down * component.v;
-    }
-    (layouts, blocks)
-}
-
 /// What is known of every coefficient of a component: the bits still missing, or nothing.
 type Known = [[Option<u32>; 64]; 3];
 
@@ -60,7 +49,7 @@ pub(super) fn decode(
     quant: &mut [Option<[u16; 64]>; 3],
     budget: &Budget,
 ) -> Result<(), JpegError> {
-    picture.clear(layouts(frame).1);
+    picture.clear(layouts(frame.components(), frame.mcus()).1);
     let mut known: Known = [[None; 64]; 3];
     let mut next = Some(first);
     let mut scans = 0;
@@ -140,7 +129,7 @@ fn decode_scan(
     picture: &mut Picture,
     budget: &Budget,
 ) -> Result<usize, JpegError> {
-    let (layouts, _) = layouts(frame);
+    let (layouts, _) = layouts(frame.components(), frame.mcus());
     let (units, (across, down)) = match scan.components() {
         &[(component, ..)] => {
             let (width, height) = frame.samples(&frame.components()[component]);

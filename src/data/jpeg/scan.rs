@@ -178,6 +178,20 @@ pub(super) struct Layout {
     pub wide: usize,
 }
 
+/// Where each component's blocks lie in an area of so many MCUs across and down, and how many
+/// blocks there are of all.
+pub(super) fn layouts(
+    components: &[Component],
+    (across, down): (usize, usize),
+) -> ([Layout; 3], usize) {
+    let (mut layouts, mut blocks) = ([Layout::default(); 3], 0);
+    for (layout, component) in layouts.iter_mut().zip(components) {
+        *layout = Layout { at: blocks, wide: across * component.h };
+        blocks += layout.wide * down * component.v;
+    }
+    (layouts, blocks)
+}
+
 /// A block of the MCU.
 #[derive(Clone, Copy)]
 pub(super) struct Unit<'t> {

@@ -39,6 +39,14 @@ pub(super) struct Turn {
     pub unreadable: Receiver<Option<Fault>>,
 }
 
+/// The other ends of a [`Turn`], with its reader.
+struct Begun {
+    turn: u64,
+    shard_index: u32,
+    chunks: Sender<Chunk>,
+    unreadable: Sender<Option<Fault>>,
+}
+
 /// What all readers share.
 pub(super) struct Reading {
     pub config: Arc<LoaderConfig>,
@@ -57,18 +65,17 @@ pub(super) struct Reading {
 impl Reading {
     /// One reader: takes turns until there are no more, or nobody wants them.
     pub(super) fn run(&self) {
-        while let Some((turn, shard_index, chunks, unreadable)) = self.begin_turn() {
-            let outcome = self.read_shard(turn, shard_index, &chunks);
+        while let Some(begun) = self.begin_turn() {
+            let outcome = self.read_shard(&begun);
             if self.is_stopped() {
                 return;
             }
             // Nobody may listen any more.
-            let _ = unreadable.send(outcome);
+            let _ = begun.unreadable.send(outcome);
         }
     }
 
-    #[allow(clippy::type_complexity, reason = "used once, above")]
-    fn begin_turn(&self) -> Option<(u64, u32, Sender<Chunk>, Sender<Option<Fault>>)> {
+    fn begin_turn(&self) -> Option<Begun> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = next.0;
         let Some(shard_index) = self.turns.shard(turn) else {
@@ -78,7 +85,7 @@ impl Reading {
         next.0 += 1;
         let ((sender, chunks), (tell, unreadable)) = (bounded(CHUNKS_AHEAD), bounded(1));
         next.1.as_ref()?.send(Turn { shard_index, chunks, unreadable }).ok()?;
-        Some((turn, shard_index, sender, tell))
+        Some(Begun { turn, shard_index, chunks: sender, unreadable: tell })
     }
 
     fn is_stopped(&self) -> bool {
@@ -86,7 +93,8 @@ impl Reading {
     }
 
     /// Reads a shard to its end; a fault if not even the beginning made sense.
-    fn read_shard(&self, turn: u64, shard_index: u32, chunks: &Sender<Chunk>) -> Option<Fault> {
+    fn read_shard(&self, begun: &Begun) -> Option<Fault> {
+        let &Begun { turn, shard_index, ref chunks, .. } = begun;
         let begin = if turn == self.start.turn { self.start } else { Cursor::default() };
         let mut since = Instant::now();
         let opened = self.open(shard_index).and_then(|mut reader| {
