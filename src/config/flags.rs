@@ -38,6 +38,16 @@ pub struct Args {
     pub run: RunArgs,
 }
 
+/// Refuses 0.
+pub(super) fn at_least_one(flag: &str, n: u64) -> Result<()> {
+    let refuse = || Error::Option {
+        flag: flag.to_owned(),
+        got: n.to_string(),
+        expected: "at least 1".to_owned(),
+    };
+    if n >= 1 { Ok(()) } else { Err(refuse()) }
+}
+
 /// How shards come over a network, for every program that reads them.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct NetworkArgs {
@@ -58,14 +68,8 @@ impl NetworkArgs {
     /// # Errors
     /// A value is out of range.
     pub fn options(&self) -> Result<SourceOptions> {
-        for (flag, value) in
-            [("--cache-size", self.cache_size), ("--idle-timeout", self.idle_timeout)]
-        {
-            if value == 0 {
-                let (flag, got, expected) = (flag.into(), "0".into(), "at least 1".into());
-                return Err(Error::Option { flag, got, expected });
-            }
-        }
+        at_least_one("--cache-size", self.cache_size)?;
+        at_least_one("--idle-timeout", self.idle_timeout)?;
         let max_bytes = self.cache_size.saturating_mul(1 << 30);
         let options = SourceOptions {
             idle_timeout: Duration::from_secs(self.idle_timeout),

@@ -9,6 +9,8 @@ mod flags;
 pub use assemble::{Assembled, assemble, schedule};
 pub use flags::{Args, DeviceName, NetworkArgs};
 
+use flags::at_least_one;
+
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result, redact};
 use crate::optim::ScheduleKind;
@@ -134,7 +136,6 @@ fn check(args: &Args) -> Result<()> {
         let (flag, expected) = (flag.to_owned(), expected.to_owned());
         if holds { Ok(()) } else { Err(Error::Option { flag, got, expected }) }
     };
-    let at_least_one = |flag: &str, n: u64| rule(n >= 1, flag, n.to_string(), "at least 1");
     let o = &args.optim;
     at_least_one("--batch-size", o.batch_size as u64)?;
     at_least_one("--accum-freq", o.accum_freq as u64)?;

@@ -133,7 +133,7 @@ impl Assembler {
                 Ok(true) => self.next_slot(),
                 // Batches in memory are counted: no more may be on their way.
                 Ok(false) => break,
-                Err(error) => self.fail(error),
+                Err(error) => self.end(Err(error)),
             }
         }
         self.deliver_ready()
@@ -177,7 +177,7 @@ impl Assembler {
                 self.position.cursor = cursor;
                 entry.into_iter().for_each(|entry| self.ledger(entry));
             }
-            Some(Slot::Failed(error)) => self.fail(error),
+            Some(Slot::Failed(error)) => self.end(Err(error)),
             Some(Slot::End) => self.finish(),
             None => {}
         }
@@ -314,10 +314,6 @@ impl Assembler {
             self.tally().left_over += rest;
         }
         self.end(Ok(()));
-    }
-
-    fn fail(&mut self, error: Error) {
-        self.end(Err(error));
     }
 
     /// Nothing more comes; the full batches still go out.

@@ -102,11 +102,9 @@ fn ask_all<T: Send + 'static, F: Future<Output = Option<T>> + Send + 'static>(
     ask: impl Fn(Remote) -> F + Send + 'static,
 ) -> Vec<Option<T>> {
     let Some(first) = remotes.first() else { return Vec::new() };
-    let count = remotes.len();
     let all: Vec<Remote> = remotes.iter().map(|remote| (*remote).clone()).collect();
     let answers = async move { iter(all).map(ask).buffered(ASKED_AT_A_TIME).collect().await };
-    wait(&first.runtime, answers)
-        .unwrap_or_else(|_| std::iter::repeat_with(|| None).take(count).collect())
+    wait(&first.runtime, answers).unwrap_or_else(|_| remotes.iter().map(|_| None).collect())
 }
 
 impl fmt::Debug for Remote {
