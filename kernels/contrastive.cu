@@ -1,26 +1,31 @@
-// contrastive.cu: one direction of CLIP's symmetric loss, local rows against gathered columns.
+// contrastive.cu: CLIP's symmetric loss, local rows against gathered columns.
 //
 //   l[i,j] = s <rows[i], cols[j]>,  s = exp(logit_scale)
 //   lse[i] = log sum_j exp(l[i,j])                              own[i] = l[i, offset + i]
+//   col_lse[j] = log sum_i exp(l[i,j])
 //   weights[i,j] = s/(2G) (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 [j = offset+i])
 //   dlogit_scale += sum_i <rows[i], drows[i]>,   drows = weights . cols, a matrix product
 //
 //   tensor        shape                dtype  role
 //   rows          [N, D]               bf16   in   for `weights` a block of rows
-//   cols          [G, D]               bf16   in
+//   cols          [G, D]               bf16   in   for `weights` a block of columns
 //   logit_scale   [1]                  f32    in   natural log; read on the device
-//   lse, own      [N]                  f32    out
-//   strip_*       [ROCLIP_STRIPS, N]   f32    scratch: every strip's largest product and sum
-//   row_lse       [N]; col_lse [G]     f32    in
-//   weights       [N, G]               bf16   out
+//   lse, own      [N]                  f32    out  own may be null
+//   col_lse       [G]                  f32    out  may be null; in for `weights`, a block's
+//   strip_*       [ROCLIP_STRIPS, N]   f32    scratch: every strip's largest product and sum; with
+//                                             col_lse the larger of N and G
+//   row_lse       [N]                  f32    in   for `weights`, a block's
+//   weights       [N, G]               bf16   out  a block's
 //   drows         [N, D]               bf16   in
 //   dlogit_scale  [1]                  f32    added to
 //   partial       [ROCLIP_PARTS]       f32    scratch
 //
 // Requires  N, G, D >= 1; offset + N <= G. Reads 16 bytes at a time where D % 8 == 0 and the
-//           pointers are aligned (and, for `weights`, G is even), else element by element.
-// Launch    similarity: ceil(N / 128) x strips blocks of 256; join: a thread per row; scale: at
-//           most ROCLIP_PARTS blocks of 256, then one.
+//           pointers are aligned (and, for `weights`, the block's columns even), else element by
+//           element.
+// Launch    similarity: ceil(N / 128) x strips blocks of 256; join: a thread per row; both again
+//           for col_lse, rows and columns exchanged; scale: at most ROCLIP_PARTS blocks of 256,
+//           then one.
 // Mapping   block -> 128 rows and a strip of columns, swept in tiles of 128 (see
 //           common/similarity.cuh); lane -> 4 rows, and of each tile 16 of its columns.
 // Barriers  those of the sweep, and one before the warps' sums are joined.
@@ -28,7 +33,7 @@
 //           exp(l - max) = 2^((x - max) s/ln 2): near the maximum the difference is exact. Sums f32
 //           in a fixed order: lane, lanes, warps, strips; those of dlogit_scale f64. NaN stays in
 //           its row, or in the rows of `weights` that see its column.
-// Cost      forward and weights 2*N*G*D flop each; weights writes N*G elements.
+// Cost      forward 2*N*G*D flop, twice with col_lse; weights 2*N*G*D, and it writes N*G elements.
 // Twins     src/backend/{ops,cpu,cuda}/contrastive.rs, tests/ops/contrastive.rs
 // Source    the loss of CLIP (Radford et al. 2021, figure 3)
 
@@ -84,7 +89,7 @@ __device__ __forceinline__ void write_own(const ContrastiveForward& a, Tile& til
                                           float s) {
     const int64_t row = int64_t(blockIdx.x) * ROWS;
     const int64_t ahead = row + a.offset - col;  // column of the block's first row, in the tile
-    if (ahead <= -ROWS || ahead >= COLS) return;
+    if (a.own == nullptr || ahead <= -ROWS || ahead >= COLS) return;
     const int mine = int(ahead) + row_of(0) - col_of(0, 0), rows = rows_left(a.rows_n);
     float* const own = a.own + row + row_of(0);
 #pragma unroll
@@ -231,18 +236,29 @@ __global__ void __launch_bounds__(THREADS) contrastive_scale_join_kernel(Contras
     if (threadIdx.x == 0) *a.dlogit_scale += float(sum);
 }
 
+// lse and, where it is wanted, own.
+int32_t one_direction(RoclipStream stream, const ContrastiveForward& a) {
+    const Operands o = {a.rows, a.cols, a.rows_n, a.cols_n, a.width};
+    const auto start = vector(o) ? launch<contrastive_forward_kernel<true>, Forward>
+                                 : launch<contrastive_forward_kernel<false>, Forward>;
+    const int32_t error = start(stream, grid(o), dim3(THREADS), SHARED, {a, o});
+    if (error != 0) return error;
+    const unsigned blocks = unsigned(ceil_div(a.rows_n, THREADS));
+    return launch<contrastive_join_kernel>(stream, dim3(blocks), dim3(THREADS), 0, a);
+}
+
 }  // namespace
 
 // -------------------------------------------------------------------------------------- launchers
 
 int32_t contrastive_forward(RoclipStream stream, const ContrastiveForward* a) {
-    const Operands o = {a->rows, a->cols, a->rows_n, a->cols_n, a->width};
-    const auto start = vector(o) ? launch<contrastive_forward_kernel<true>, Forward>
-                                 : launch<contrastive_forward_kernel<false>, Forward>;
-    const int32_t error = start(stream, grid(o), dim3(THREADS), SHARED, {*a, o});
-    if (error != 0) return error;
-    const unsigned blocks = unsigned(ceil_div(a->rows_n, THREADS));
-    return launch<contrastive_join_kernel>(stream, dim3(blocks), dim3(THREADS), 0, *a);
+    const int32_t error = one_direction(stream, *a);
+    if (error != 0 || a->col_lse == nullptr) return error;
+    ContrastiveForward turned = *a;
+    turned.rows = a->cols, turned.rows_n = a->cols_n;
+    turned.cols = a->rows, turned.cols_n = a->rows_n;
+    turned.lse = a->col_lse, turned.own = nullptr;
+    return one_direction(stream, turned);
 }
 
 int32_t contrastive_weights(RoclipStream stream, const ContrastiveWeights* a) {
@@ -250,7 +266,7 @@ int32_t contrastive_weights(RoclipStream stream, const ContrastiveWeights* a) {
     const bool pairs = a->cols_n % 2 == 0 && aligned(4, a->weights);
     const auto start = pairs && vector(o) ? launch<contrastive_weights_kernel<true>, Weights>
                                           : launch<contrastive_weights_kernel<false>, Weights>;
-    return start(stream, grid(o), dim3(THREADS), SHARED, {*a, o, 0.5f / float(a->cols_n)});
+    return start(stream, grid(o), dim3(THREADS), SHARED, {*a, o, 0.5f / float(a->total)});
 }
 
 int32_t contrastive_scale(RoclipStream stream, const ContrastiveScale* a) {

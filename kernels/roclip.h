@@ -37,6 +37,15 @@ enum {
     ROCLIP_STRIPS = 64
 };
 
+/* Which of a launcher's kernels: those for the GPU at hand, or, to compare them, one kind. A kind
+ * that this GPU or this shape does not allow gives way to the portable one. */
+enum {
+    ROCLIP_AUTO = 0,
+    ROCLIP_PORTABLE = 1, /* for every GPU */
+    ROCLIP_HOPPER = 2,   /* for compute capability 9.0 */
+    ROCLIP_PLAIN = 3     /* without what makes it fast */
+};
+
 /* ---- embedding ---- */
 
 typedef struct EmbeddingForward {
@@ -220,6 +229,7 @@ typedef struct PoolMatch {
     uint32_t *best_index; /* scratch, [ROCLIP_STRIPS, B] */
     int64_t queries_n, pool_n; /* B, M */
     int32_t width;             /* D */
+    int32_t kernel;            /* ROCLIP_AUTO, ... */
 } PoolMatch;
 
 /* ---- contrastive ---- */
@@ -228,25 +238,32 @@ typedef struct ContrastiveForward {
     const bf16 *rows;         /* [N, D] */
     const bf16 *cols;         /* [G, D] */
     const float *logit_scale; /* [1], natural log */
-    float *lse, *own;         /* [N] */
-    float *strip_max;         /* scratch, [ROCLIP_STRIPS, N] */
-    float *strip_sum;         /* scratch, [ROCLIP_STRIPS, N] */
+    float *lse;               /* [N] */
+    float *own;               /* [N], or null */
+    float *col_lse;           /* [G], over these N rows, or null */
+    float *strip_max;         /* scratch, [ROCLIP_STRIPS, max(N, G)]; N where col_lse is null */
+    float *strip_sum;         /* scratch, as strip_max */
     int64_t rows_n, cols_n, offset;
     int32_t width;
+    int32_t kernel; /* ROCLIP_AUTO, ... */
 } ContrastiveForward;
 
 /* weight[i,j] = s/(2G) * (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 delta_ij), for a
- * block of rows; the product with cols, a matrix product, is the gradient of these rows. */
+ * block of rows and columns; its product with the columns is a part of the gradient of these rows,
+ * that of its transpose with the rows one of the gradient of these columns. */
 typedef struct ContrastiveWeights {
     const bf16 *rows;         /* [rows_n, D], the block's */
-    const bf16 *cols;         /* [G, D] */
+    const bf16 *cols;         /* [cols_n, D], the block's */
     const float *logit_scale; /* [1] */
     const float *row_lse;     /* [rows_n], the block's */
-    const float *col_lse;     /* [G] */
-    bf16 *weights;            /* [rows_n, G] */
+    const float *col_lse;     /* [cols_n], the block's */
+    bf16 *weights;            /* [rows_n, cols_n] */
     int64_t rows_n, cols_n;
-    int64_t offset; /* column that belongs to the block's first row */
+    int64_t total;  /* G */
+    int64_t offset; /* column, counted from the block's first, that belongs to the block's first
+                       row; perhaps negative, perhaps beyond the block */
     int32_t width;
+    int32_t kernel; /* ROCLIP_AUTO, ... */
 } ContrastiveWeights;
 
 /* dlogit_scale += sum over all rows of <rows[i], drows[i]>: logits are linear in both. */

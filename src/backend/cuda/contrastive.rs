@@ -8,6 +8,7 @@ use crate::backend::ops::contrastive::{Contrastive, ContrastiveGrads, Contrastiv
 use crate::backend::{View, ViewMut, Weight};
 use crate::error::Result;
 use half::bf16;
+use std::ptr::null_mut;
 
 impl<M: Machine> Contrastive for Gpu<M> {
     fn contrastive_forward(
@@ -27,12 +28,14 @@ impl<M: Machine> Contrastive for Gpu<M> {
             logit_scale: logit_scale.master(),
             lse: lse.ptr(),
             own: own.ptr(),
+            col_lse: null_mut(),
             strip_max: strips as *mut f32,
             strip_sum: (strips + bytes as Address) as *mut f32,
             rows_n: shape.rows as i64,
             cols_n: shape.cols as i64,
             offset: shape.offset as i64,
             width: int(shape.width),
+            kernel: self.kernel(),
         };
         self.launch("contrastive::forward", |k| k.contrastive_forward, args)
     }
@@ -63,8 +66,10 @@ impl<M: Machine> Contrastive for Gpu<M> {
                 weights: weights as *mut bf16,
                 rows_n: n as i64,
                 cols_n: shape.cols as i64,
+                total: shape.cols as i64,
                 offset: (shape.offset + first) as i64,
                 width: int(shape.width),
+                kernel: self.kernel(),
             };
             self.launch("contrastive::backward", |k| k.contrastive_weights, args)?;
             let out = Output::Bf16 { to: drows + skipped, addend: None, bias: None };

@@ -53,10 +53,25 @@ pub(crate) mod api {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
+/// Which kernels an operation runs, where it has several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// Those for the GPU at hand.
+    #[default]
+    Auto,
+    /// Those for every GPU.
+    Portable,
+    /// Those for compute capability 9.0, where the GPU and the shape allow them.
+    Hopper,
+    /// Those without what makes them fast, to compare with.
+    Plain,
+}
+
 /// A GPU as a device. Clones are the same device.
 #[derive(Clone)]
 pub struct Gpu<M: Machine> {
     machine: M,
+    kernels: Kernels,
     inner: Arc<Inner<M>>,
 }
 
@@ -101,7 +116,26 @@ impl<M: Machine> Gpu<M> {
     /// [`Error::Device`] where the machine refuses.
     pub fn new(machine: M) -> Result<Self> {
         let (scratch, replays) = (Mutex::new(Buffer::new(&machine, 0)?), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { scratch, replays }), machine })
+        let inner = Arc::new(Inner { scratch, replays });
+        Ok(Self { machine, kernels: Kernels::Auto, inner })
+    }
+
+    /// The same device with these kernels, to test or to measure them: before its first use, as
+    /// records keep those that they were made with.
+    #[must_use]
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// What launchers are told.
+    fn kernel(&self) -> i32 {
+        let kernel = match self.kernels {
+            Kernels::Auto => api::ROCLIP_AUTO,
+            Kernels::Portable => api::ROCLIP_PORTABLE,
+            Kernels::Hopper => api::ROCLIP_HOPPER,
+            Kernels::Plain => api::ROCLIP_PLAIN,
+        };
+        kernel as i32
     }
 
     /// Starts a kernel through its launcher.

@@ -29,6 +29,7 @@ impl<M: Machine> Pool for Gpu<M> {
             queries_n: index.len as i64,
             pool_n: (rows.len / width) as i64,
             width: int(width),
+            kernel: self.kernel(),
         };
         self.launch("pool::matching", |k| k.pool_match, args)
     }
