@@ -7,8 +7,11 @@
 //!         cannot be seen are listed in `kernels/sim/README.md`.
 
 use roclip::backend::cuda::Mode::{self, Eager, Lazy, Mixed};
-use roclip::backend::cuda::selftest::Product::{self, Warps, WarpsTrans, Wgmma128, Wgmma256};
-use roclip::backend::cuda::selftest::{Outcome, Run, product, reduce};
+use roclip::backend::cuda::selftest::Product::{
+    self, Cluster96, Cluster208, ClusterS8x128, ClusterS8x256, Warps, WarpsTrans, Wgmma128,
+    Wgmma256,
+};
+use roclip::backend::cuda::selftest::{Outcome, Run, product, reduce, set_multiprocessors};
 use std::panic::catch_unwind;
 
 /// How a planted fault shows.
@@ -20,6 +23,9 @@ enum Shows {
     Error(&'static str),
 }
 use Shows::{Conflicts, Error, Wrong};
+
+const PRODUCTS: [Product; 8] =
+    [Warps, WarpsTrans, Wgmma128, Wgmma256, Cluster96, Cluster208, ClusterS8x128, ClusterS8x256];
 
 /// A kernel on fixed input; whether the result is right.
 fn run_reduce(run: Run) -> (Outcome, bool) {
@@ -62,6 +68,9 @@ fn shape(kernel: Product) -> [usize; 3] {
         Warps | WarpsTrans => [70, 72, 200],
         Wgmma128 => [130, 136, 328],
         Wgmma256 => [130, 264, 328],
+        Cluster96 | Cluster208 => [262, 216, 200],
+        ClusterS8x128 => [262, 136, 400],
+        ClusterS8x256 => [262, 264, 400],
     }
 }
 
@@ -75,7 +84,7 @@ fn right_kernels_are_right_in_every_mode_and_order() {
     for run in every_run() {
         let (outcome, right) = run_reduce(run);
         assert!(right && outcome.error.is_empty(), "reduce, {run:?}: {}", outcome.error);
-        for kernel in [Warps, WarpsTrans, Wgmma128, Wgmma256] {
+        for kernel in PRODUCTS {
             let (outcome, right) = run_product(kernel, run, shape(kernel));
             let Outcome { error, bank_conflicts, .. } = outcome;
             assert!(right && error.is_empty(), "{kernel:?}, {run:?}: {error}");
@@ -87,9 +96,10 @@ fn right_kernels_are_right_in_every_mode_and_order() {
 /// One of everything: a tile that is nearly all padding.
 #[test]
 fn the_smallest_products_are_right() {
-    for kernel in [Warps, WarpsTrans, Wgmma128, Wgmma256] {
+    for kernel in PRODUCTS {
         let n = if kernel == WarpsTrans { 8 } else { 1 };
-        let (outcome, right) = run_product(kernel, Run { mode: Lazy, seed: 0, bug: 0 }, [1, n, 8]);
+        let run = Run { mode: Lazy, seed: 0, bug: 0 };
+        let (outcome, right) = run_product(kernel, run, [1, n, 16]);
         assert!(right && outcome.error.is_empty(), "{kernel:?}: {}", outcome.error);
     }
 }
@@ -171,6 +181,46 @@ fn faults_of_warpgroups_show() {
     for (bug, mode, seed, shows) in faults {
         let outcome = run_product(Wgmma256, Run { mode, seed, bug }, shape(Wgmma256));
         assert_shows(&format!("fault {bug}"), &shows, outcome);
+    }
+}
+
+#[test]
+fn faults_of_clusters_show() {
+    let faults: [(i32, Mode, u64, Shows); 15] = [
+        (1, Lazy, 0, Error("deadlock")),
+        (2, Eager, 0, Error("deadlock")),
+        (3, Lazy, 0, Error("no cluster_sync()")),
+        (4, Lazy, 0, Error("may end before another one arrives")),
+        (5, Lazy, 0, Error("deadlock")),
+        (6, Lazy, 0, Error("TMA: no rank 2 in a cluster of 2")),
+        (7, Eager, 1, Wrong),
+        (8, Lazy, 0, Error("no rank 2 in a cluster of 2")),
+        (9, Lazy, 0, Wrong),
+        (10, Lazy, 0, Wrong),
+        (11, Lazy, 0, Error("no mbarrier_init_fence()")),
+        (12, Lazy, 0, Error("a static __shared__ array in a cluster")),
+        (13, Lazy, 0, Error("TMA loads under way")),
+        (3, Eager, 1, Error("no cluster_sync()")),
+        (4, Eager, 1, Error("may end before another one arrives")),
+    ];
+    for (bug, mode, seed, shows) in faults {
+        for kernel in [Cluster208, ClusterS8x256] {
+            let outcome = run_product(kernel, Run { mode, seed, bug }, shape(kernel));
+            assert_shows(&format!("{kernel:?}, fault {bug}"), &shows, outcome);
+        }
+    }
+}
+
+/// Persistent kernels take the same tiles in fewer or more rounds.
+#[test]
+fn the_number_of_multiprocessors_changes_nothing() {
+    for count in [1, 2, 5, 132] {
+        set_multiprocessors(count);
+        for (kernel, mode) in [(Cluster208, Lazy), (ClusterS8x128, Mixed)] {
+            let run = Run { mode, seed: 1, bug: 0 };
+            let (outcome, right) = run_product(kernel, run, shape(kernel));
+            assert!(right && outcome.error.is_empty(), "{kernel:?}, {count}: {}", outcome.error);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 // Names for the PTX instructions that kernels use; the only file with inline assembly. The
-// emulation has functions of the same names in sim/tensor.h and sim/hopper.h.
+// emulation has functions of the same names in sim/tensor.h, sim/hopper.h and sim/wgmma.h.
 #pragma once
 
 #ifdef __CUDACC__
@@ -124,7 +124,8 @@ __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t count)
               : "memory");
 }
 
-// Makes initialised barriers visible to TMA; then the block must synchronise.
+// Makes initialised barriers visible to TMA; then the block must synchronise. In a cluster
+// `cluster_sync` must follow before another block arrives at them or loads to this one.
 __device__ __forceinline__ void mbarrier_init_fence() {
     SM90A_ASM("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -139,6 +140,19 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32
               :
               : "r"(shared_address(barrier)), "r"(bytes)
               : "memory");
+}
+
+// Arrives at the barrier at the same place in the block of that rank of the cluster, which must not
+// have ended: see `cluster_sync`. It says that this thread has read, and does not publish what it
+// wrote: a release to the whole cluster would be a fence of the whole GPU.
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+    SM90A_ASM(
+        "{\n.reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(
+            shared_address(barrier)),
+        "r"(rank)
+        : "memory");
 }
 
 // Waits for the end of the phase of that parity: 0 for the first, 1 for the second, 0 for the
@@ -168,13 +182,43 @@ __device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map
         : "memory");
 }
 
+// As `tma_load_2d`, to the same place in every block of the cluster whose bit is set in `blocks`;
+// the barrier at the same place in each of them gets the bytes.
+__device__ __forceinline__ void tma_load_2d_multicast(void* shared, const CUtensorMap* map,
+                                                      uint64_t* barrier, int c0, int c1,
+                                                      uint16_t blocks) {
+    SM90A_ASM(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
+        "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "h"(blocks)
+        : "memory");
+}
+
+// The block's rank in its cluster; 0 where it was started without one.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank = 0;
+    SM90A_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Waits for all threads of all blocks of the cluster, by whole warps as __syncthreads does; their
+// writes before it are then visible. Before the first `mbarrier_arrive_at` or multicast it makes
+// sure that the barriers of the other blocks are there, and at the end that no block is gone while
+// another one still writes to its shared memory.
+__device__ __forceinline__ void cluster_sync() {
+    SM90A_ASM(
+        "barrier.cluster.arrive.release.aligned;\n"
+        "barrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+}
+
 // Makes the thread's ordinary writes to shared memory visible to wgmma and TMA.
 __device__ __forceinline__ void async_proxy_fence() {
     SM90A_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// A tile of bf16 for wgmma: K along the row of 128 bytes, 128-byte swizzle, groups of eight rows
-// 1024 bytes apart. 16 further along K are 32 bytes: add 2.
+// A tile for wgmma: K along the row of 128 bytes (64 bf16 or 128 int8), 128-byte swizzle, groups of
+// eight rows 1024 bytes apart. One wgmma takes 32 bytes of K: add 2 for the next.
 __device__ __forceinline__ uint64_t wgmma_descriptor(const void* tile) {
     const uint64_t address = shared_address(tile);
     return (address & 0x3ffff) >> 4 | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
@@ -195,50 +239,71 @@ __device__ __forceinline__ void wgmma_wait() {
     SM90A_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-#define D8(i)                                                                         \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]),       \
-        "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define D64(i) \
-    D8(i), D8(i + 8), D8(i + 16), D8(i + 24), D8(i + 32), D8(i + 40), D8(i + 48), D8(i + 56)
+// Lists of registers, as operands and as the assembly's words; t is a number's leading digits.
+#define D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
+#define D8(c, i) D4(c, i), D4(c, i + 4)
+#define D16(c, i) D8(c, i), D8(c, i + 8)
+#define D48(c) D16(c, 0), D16(c, 16), D16(c, 32)
+#define D64(c) D48(c), D16(c, 48)
+#define D104(c) D64(c), D16(c, 64), D16(c, 80), D8(c, 96)
+#define D128(c) D64(c), D16(c, 64), D16(c, 80), D16(c, 96), D16(c, 112)
+#define WORDS4(t) "%" t "0, %" t "1, %" t "2, %" t "3"
+#define WORDS8(t) WORDS4(t) ", %" t "4, %" t "5, %" t "6, %" t "7"
+#define WORDS10(t) WORDS8(t) ", %" t "8, %" t "9, "
+#define WORDS40 WORDS10("") WORDS10("1") WORDS10("2") WORDS10("3")
+#define WORDS48 WORDS40 WORDS8("4")
+#define WORDS60 WORDS40 WORDS10("4") WORDS10("5")
+#define WORDS64 WORDS60 WORDS4("6")
+#define WORDS100 WORDS60 WORDS10("6") WORDS10("7") WORDS10("8") WORDS10("9")
+#define WORDS104 WORDS100 WORDS4("10")
+#define WORDS128 WORDS100 WORDS10("10") WORDS10("11") WORDS8("12")
 
-// d[64, 128] = or += a[64, 16] b[128, 16]^T, by a warpgroup: warp w has rows 16 w to 16 w + 15, and
-// of every eight columns what mma_m16n8k16's d has: d[j * 4 + i] is element i of columns 8 j to 8 j
-// + 7.
-__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b,
-                                                 bool accumulate) {
-    SM90A_ASM(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, 0, 0;\n}"
-        : D64(0)
-        : "l"(a), "l"(b), "r"(int(accumulate)));
-}
+// d[64, N] = or += a[64, K] b[N, K]^T, by a warpgroup: warp w has rows 16 w to 16 w + 15, and of
+// every eight columns what mma_m16n8k16's d has: d[j * 4 + i] is element i of columns 8 j to 8 j
+// + 7. HALF is N / 2, the registers of a thread; `second` and `third` are the two numbers after it.
+#define WGMMA(T, constraint, N, HALF, second, third, shape, more)                      \
+    __device__ __forceinline__ void wgmma(T (&d)[HALF], uint64_t a, uint64_t b,       \
+                                          bool accumulate) {                          \
+        SM90A_ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %" #third                         \
+                  ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N shape                  \
+                  " {" WORDS##HALF "}, %" #HALF ", %" #second ", p" more ";\n}"       \
+                  : D##HALF(constraint)                                               \
+                  : "l"(a), "l"(b), "r"(int(accumulate)));                            \
+    }
+#define WGMMA_BF16(N, HALF, second, third) \
+    WGMMA(float, "+f", N, HALF, second, third, "k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+#define WGMMA_S8(N, HALF, second, third) \
+    WGMMA(int32_t, "+r", N, HALF, second, third, "k32.s32.s8.s8", "")
 
-__device__ __forceinline__ void wgmma_m64n256k16(float (&d)[128], uint64_t a, uint64_t b,
-                                                 bool accumulate) {
-    SM90A_ASM(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "
-        "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, "
-        "%120, %121, %122, %123, %124, %125, %126, %127"
-        "}, %128, %129, p, 1, 1, 0, 0;\n}"
-        : D64(0), D64(64)
-        : "l"(a), "l"(b), "r"(int(accumulate)));
-}
+// bf16 into f32: K is 16.
+WGMMA_BF16(96, 48, 49, 50)
+WGMMA_BF16(128, 64, 65, 66)
+WGMMA_BF16(208, 104, 105, 106)
+WGMMA_BF16(256, 128, 129, 130)
+// int8 into int32: K is 32.
+WGMMA_S8(128, 64, 65, 66)
+WGMMA_S8(256, 128, 129, 130)
 
+#undef D4
 #undef D8
+#undef D16
+#undef D48
 #undef D64
+#undef D104
+#undef D128
+#undef WORDS4
+#undef WORDS8
+#undef WORDS10
+#undef WORDS40
+#undef WORDS48
+#undef WORDS60
+#undef WORDS64
+#undef WORDS100
+#undef WORDS104
+#undef WORDS128
+#undef WGMMA
+#undef WGMMA_BF16
+#undef WGMMA_S8
 
 // The warpgroup keeps N registers a thread; N is a multiple of 8 from 24 to 256.
 template <int N>

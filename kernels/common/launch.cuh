@@ -25,22 +25,58 @@ inline size_t max_shared() {
 #endif
 }
 
-// Starts `Kernel(args)`; `shared` bytes of dynamic shared memory. An empty grid is nothing to do.
-template <auto Kernel, class Args>
+// Multiprocessors of the current GPU: a persistent kernel wants a block on each.
+inline int multiprocessors() {
+#ifdef __CUDACC__
+    int device = 0, count = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return 1;
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count > 0 ? count : 1;
+#else
+    return sim::machine().multiprocessors;
+#endif
+}
+
+// Starts `Kernel(args)` in clusters of CLUSTER blocks, neighbours in x; `shared` bytes of dynamic
+// shared memory for each block. An empty grid is nothing to do; one that the clusters do not divide
+// is refused.
+template <auto Kernel, int CLUSTER, class Args>
 inline int32_t launch(RoclipStream stream, dim3 grid, dim3 block, size_t shared, const Args& args) {
+    static_assert(CLUSTER >= 1 && CLUSTER <= 8, "what every GPU with clusters takes");
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return 0;
+    if (grid.x % CLUSTER) return ROCLIP_REFUSED;
 #ifdef __CUDACC__
     if (shared > 48 * 1024) {
         const cudaError_t error =
             cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
         if (error != cudaSuccess) return error;
     }
-    Kernel<<<grid, block, shared, stream>>>(args);
-    return cudaGetLastError();
+    if constexpr (CLUSTER == 1) {
+        Kernel<<<grid, block, shared, stream>>>(args);
+        return cudaGetLastError();
+    } else {
+        cudaLaunchAttribute cluster = {};
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {CLUSTER, 1, 1};
+        cudaLaunchConfig_t config = {};
+        config.gridDim = grid;
+        config.blockDim = block;
+        config.dynamicSmemBytes = shared;
+        config.stream = stream;
+        config.attrs = &cluster;
+        config.numAttrs = 1;
+        return cudaLaunchKernelEx(&config, Kernel, args);
+    }
 #else
     (void)stream;
-    return sim::launch(grid, block, shared, [args] { Kernel(args); });
+    return sim::launch(grid, block, CLUSTER, shared, [args] { Kernel(args); });
 #endif
+}
+
+// As above, each block by itself.
+template <auto Kernel, class Args>
+inline int32_t launch(RoclipStream stream, dim3 grid, dim3 block, size_t shared, const Args& args) {
+    return launch<Kernel, 1>(stream, grid, block, shared, args);
 }
 
 }  // namespace ROCLIP_BUILD

@@ -22,12 +22,24 @@ typedef struct SelftestProduct {
     int32_t m, n, k, bug;
 } SelftestProduct;
 
-#define ROCLIP_SELFTESTS(X)                                            \
-    X(SelftestReduce, selftest_reduce)                                 \
-    X(SelftestProduct, selftest_product)       /* cp.async, ldmatrix, mma.sync */ \
-    X(SelftestProduct, selftest_product_trans) /* with ldmatrix.trans, b is [k, n] */ \
-    X(SelftestProduct, selftest_wgmma_128)     /* TMA, mbarrier, wgmma, setmaxnreg: sm_90a */ \
-    X(SelftestProduct, selftest_wgmma_256)     /* a wider tile */
+/* out = a b^T of integers, exact while it stays below 2^24; k a multiple of 16. */
+typedef struct SelftestProductS8 {
+    const int8_t *a; /* [m, k] */
+    const int8_t *b; /* [n, k] */
+    float *out;      /* [m, n] */
+    int32_t m, n, k, bug;
+} SelftestProductS8;
+
+#define ROCLIP_SELFTESTS(X)                                                                    \
+    X(SelftestReduce, selftest_reduce)                                                         \
+    X(SelftestProduct, selftest_product)       /* cp.async, ldmatrix, mma.sync */              \
+    X(SelftestProduct, selftest_product_trans) /* with ldmatrix.trans, b is [k, n] */          \
+    X(SelftestProduct, selftest_wgmma_128)     /* TMA, mbarrier, wgmma, setmaxnreg: sm_90a */  \
+    X(SelftestProduct, selftest_wgmma_256)     /* a wider tile */                              \
+    X(SelftestProduct, selftest_cluster_96)    /* and multicast, arrivals from other blocks */ \
+    X(SelftestProduct, selftest_cluster_208)   /* a wider tile */                              \
+    X(SelftestProductS8, selftest_cluster_s8_128) /* of int8 */                                \
+    X(SelftestProductS8, selftest_cluster_s8_256)
 
 typedef struct RoclipSelftests {
 #define X(Args, name) int32_t (*name)(RoclipStream stream, const Args *args);

@@ -36,13 +36,6 @@ struct Tile {
     static constexpr int SHARED = STAGES * STAGE + 2 * STAGES * int(sizeof(uint64_t));
 };
 
-__device__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
-    wgmma_m64n128k16(d, a, b, true);
-}
-__device__ void multiply(float (&d)[128], uint64_t a, uint64_t b) {
-    wgmma_m64n256k16(d, a, b, true);
-}
-
 template <int N>
 __device__ void produce(const Arguments& args, unsigned char* stages, uint64_t* full,
                         uint64_t* empty) {
@@ -80,7 +73,9 @@ __device__ void consume(const Arguments& args, const unsigned char* stages, uint
         const uint64_t b = wgmma_descriptor(tile + T::A);
         if (!PLANTED(13)) wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < DEPTH / 16; ++k) multiply(d, a + k * 2, b + k * (PLANTED(7) ? 4 : 2));
+        for (int k = 0; k < DEPTH / 16; ++k) {
+            wgmma(d, a + k * 2, b + k * (PLANTED(7) ? 4 : 2), true);
+        }
         wgmma_commit();
         if (arrives && PLANTED(4)) mbarrier_arrive(empty + s);
         if (!PLANTED(8)) wgmma_wait<0>();

@@ -10,6 +10,10 @@ __attribute__((used)) inline void roclip_sim_configure(int32_t mode, uint64_t se
     sim::machine().seed = seed;
 }
 
+__attribute__((used)) inline void roclip_sim_set_multiprocessors(int32_t count) {
+    sim::machine().multiprocessors = count < 1 ? 1 : count;
+}
+
 __attribute__((used)) inline const char* roclip_sim_last_error(void) {
     return sim::machine().error;
 }

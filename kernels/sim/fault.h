@@ -21,7 +21,7 @@ inline thread_local Fault fault;
     const auto stack = static_cast<const char*>(fault.stack_bottom);
     if (fault.signal == SIGFPE) m.fail({"", 0}, "integer division by zero");
     if (at >= stack && at < stack + PAGE) m.fail({"", 0}, "the thread's stack is full");
-    const auto past = at - reinterpret_cast<const char*>(m.dynamic);
+    const auto past = at - reinterpret_cast<const char*>(m.block->dynamic);
     if (past >= 0 && past < ptrdiff_t(m.dynamic_bytes + 1024 + PAGE)) {
         m.fail({"", 0}, "byte %td of %zu of dynamic shared memory", past, m.dynamic_bytes);
     }

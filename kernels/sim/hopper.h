@@ -1,4 +1,4 @@
-// sm_90a: mbarriers, TMA loads, wgmma, setmaxnreg. Signatures as in common/asm.cuh.
+// sm_90a: mbarriers, TMA loads, clusters, setmaxnreg. Signatures as in common/asm.cuh.
 #pragma once
 
 #include "tensor.h"
@@ -25,12 +25,27 @@ inline void check_barrier_place(Machine& m, Site at, const uint64_t* p) {
     if (!m.is_shared(p, 8)) m.fail(at, "mbarrier: not in shared memory");
 }
 
-inline Barrier get_barrier(Machine& m, Site at, const uint64_t* p) {
-    check_barrier_place(m, at, p);
+// For messages: which block of the cluster, unless it is the caller's own.
+inline const char* of_rank(const Machine& m, const Block& b) {
+    static const char* const words[MAX_CLUSTER] = {" of rank 0", " of rank 1", " of rank 2",
+                                                   " of rank 3", " of rank 4", " of rank 5",
+                                                   " of rank 6", " of rank 7"};
+    return &b == m.block ? "" : words[b.rank];
+}
+
+// That of a block, at an aligned address in its shared memory.
+inline Barrier get_barrier(Machine& m, Site at, const Block& b, const uint64_t* p) {
     const uint64_t word = *p;
-    if (word >> 49 != BARRIER_MARK) m.fail(at, "mbarrier: not initialised, or overwritten");
+    if (word >> 49 != BARRIER_MARK) {
+        m.fail(at, "mbarrier%s: not initialised, or overwritten", of_rank(m, b));
+    }
     return {uint32_t(word >> 24 & 0xfff), uint32_t(word >> 36 & 0xfff), uint32_t(word >> 48 & 1),
             int32_t(word << 8) >> 8};
+}
+
+inline Barrier get_barrier(Machine& m, Site at, const uint64_t* p) {
+    check_barrier_place(m, at, p);
+    return get_barrier(m, at, *m.block, p);
 }
 
 // Stores it, after the step to the next phase if this one is complete.
@@ -53,167 +68,129 @@ inline void settle_barrier(Machine& m, uint64_t* p, Barrier b) {
     put_barrier(p, b);
 }
 
-inline void arrive(Site at, const char* op, uint64_t* p, uint32_t bytes) {
-    Machine& m = *this_machine;
-    Barrier b = get_barrier(m, at, p);
-    if (b.pending == 0) m.fail(at, "%s: more arrivals than the mbarrier's count %u", op, b.count);
+inline void arrive(Machine& m, Site at, const char* op, const Block& to, uint64_t* p,
+                   uint32_t bytes) {
+    Barrier b = get_barrier(m, at, to, p);
+    if (b.pending == 0) {
+        m.fail(at, "%s: more arrivals than the count %u of the mbarrier%s", op, b.count,
+               of_rank(m, to));
+    }
     --b.pending;
     b.bytes += int32_t(bytes);
     settle_barrier(m, p, b);
 }
 
+inline void arrive(Site at, const char* op, uint64_t* p, uint32_t bytes) {
+    Machine& m = *this_machine;
+    check_barrier_place(m, at, p);
+    arrive(m, at, op, *m.block, p, bytes);
+}
+
+// Whether TMA, or another block, may use the barrier of block `b`.
+inline void check_published(Machine& m, Site at, const char* op, const Block& b,
+                            const uint64_t* p) {
+    get_barrier(m, at, b, p);
+    for (const uint64_t* unfenced : b.unfenced) {
+        if (unfenced != p) continue;
+        m.fail(at, "%s: no mbarrier_init_fence() after mbarrier_init%s", op, of_rank(m, b));
+    }
+    if (&b == m.block) return;
+    for (const uint64_t* unsynced : b.unsynced) {
+        if (unsynced != p) continue;
+        m.fail(at, "%s: no cluster_sync() after mbarrier_init_fence()%s", op, of_rank(m, b));
+    }
+}
+
 // ---- TMA ----
 
-constexpr int BOX_COLUMNS = 64;  // 128 bytes, the width of the swizzle
+constexpr int BOX_BYTES = 128;  // of a row of a box: the width of the swizzle
 
 SIM_UNCHECKED inline void do_load(Machine& m, const Load& load) {
     const CUtensorMap& map = load.map;
+    const int64_t size = map.element, per_chunk = 16 / size;
     for (int64_t r = 0; r < map.box_rows; ++r) {
         const int64_t row = load.c1 + r;
         const bool row_inside = row >= 0 && uint64_t(row) < map.rows;
         for (int chunk = 0; chunk < 8; ++chunk) {
-            unsigned char* to = load.to + r * 128 + (chunk ^ r % 8) * 16;
-            const int64_t column = load.c0 + chunk * 8;
-            const unsigned char* from = map.base + row * int64_t(map.stride) + column * 2;
-            if (row_inside && column >= 0 && uint64_t(column) + 8 <= map.columns) {
+            unsigned char* to = load.to + r * BOX_BYTES + (chunk ^ r % 8) * 16;
+            const int64_t column = load.c0 + chunk * per_chunk;
+            const unsigned char* from = map.base + row * int64_t(map.stride) + column * size;
+            if (row_inside && column >= 0 && uint64_t(column + per_chunk) <= map.columns) {
                 memcpy(to, from, 16);
                 continue;
             }
             memset(to, 0, 16);
-            for (int e = 0; e < 8 && row_inside; ++e) {
+            for (int64_t e = 0; e < per_chunk && row_inside; ++e) {
                 const bool inside = column + e >= 0 && uint64_t(column + e) < map.columns;
-                if (inside) memcpy(to + e * 2, from + e * 2, 2);
+                if (inside) memcpy(to + e * size, from + e * size, size);
             }
         }
     }
-    Barrier b = get_barrier(m, {"", 0}, load.barrier);
-    b.bytes -= int32_t(map.box_rows * BOX_COLUMNS * 2);
+    Barrier b = get_barrier(m, load.at, *load.block, load.barrier);
+    b.bytes -= int32_t(map.box_rows * BOX_BYTES);
     settle_barrier(m, load.barrier, b);
 }
 
-// One of the loads under way, when nobody can go on without.
+// One of the loads under way, when nobody can go on without; on behalf of who issued it.
 inline void Machine::run_a_load() {
     const size_t i = seed ? random() % loads.size() : 0;
     const Load load = loads[i];
     loads.erase(loads.begin() + ptrdiff_t(i));
+    const int last = current;
+    become(load.thread);
     do_load(*this, load);
+    become(last);
 }
 
-// ---- wgmma ----
-
-// The eight elements from (row, 8 chunk) of the tile that a descriptor names.
-SIM_UNCHECKED inline const unsigned char* tile_chunk(const Machine& m, uint64_t descriptor, int row,
-                                                     int chunk) {
-    const uint64_t start = (descriptor & 0x3fff) << 4, group = (descriptor >> 32 & 0x3fff) << 4;
-    uint64_t address = start + uint64_t(row / 8) * group + uint64_t(row % 8) * 128 + chunk * 16;
-    address ^= (address >> 7 & 7) << 4;
-    return m.dynamic + address - 1024;
-}
-
-inline void check_tile(Machine& m, Site at, uint64_t descriptor, int rows) {
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) {
-        m.fail(at, "wgmma: a descriptor without the 128-byte swizzle, or with a base offset");
-    }
-    if (!m.is_shared(tile_chunk(m, descriptor, 0, 0), 16) ||
-        !m.is_shared(tile_chunk(m, descriptor, rows - 1, 1), 16)) {
-        m.fail(at, "wgmma: the tile lies outside dynamic shared memory");
+inline void check_box(Machine& m, Site at, const unsigned char* to, const CUtensorMap* map) {
+    if ((to - m.block->dynamic) % 1024) m.fail(at, "TMA: the tile is not aligned to 1024 bytes");
+    if (!m.is_shared(to, map->box_rows * BOX_BYTES)) {
+        m.fail(at, "TMA: the tile lies outside shared memory");
     }
 }
 
-template <int COLUMNS>
-SIM_UNCHECKED inline void do_product(Machine& m, const Wgmma& p) {
-    constexpr int ROWS = 64, K = 16;
-    float a[ROWS][K], b[K][COLUMNS], sum[COLUMNS];
-    const auto row_of = [&](uint64_t descriptor, int row, float* to, int step) {
-        for (int chunk = 0; chunk < 2; ++chunk) {
-            uint16_t bits[8];
-            memcpy(bits, tile_chunk(m, descriptor, row, chunk), 16);
-            for (int e = 0; e < 8; ++e) to[(chunk * 8 + e) * step] = bf16_bits(bits[e]);
-        }
-    };
-    for (int r = 0; r < ROWS; ++r) row_of(p.a, r, a[r], 1);
-    for (int c = 0; c < COLUMNS; ++c) row_of(p.b, c, &b[0][c], COLUMNS);
-    for (int r = 0; r < ROWS; ++r) {
-        memset(sum, 0, sizeof sum);
-        for (int k = 0; k < K; ++k) {
-            for (int c = 0; c < COLUMNS; ++c) sum[c] += a[r][k] * b[k][c];
-        }
-        for (int c = 0; c < COLUMNS; ++c) {
-            const int thread = r / 16 * WARP + r % 8 * 4 + c % 8 / 2;
-            float& d = p.d[thread][c / 8 * 4 + r % 16 / 8 * 2 + c % 2];
-            d = (p.accumulate ? d : 0.0f) + sum[c];
-        }
+inline void start_load(Machine& m, const Load& load) {
+    check_published(m, load.at, "TMA", *load.block, load.barrier);
+    if (m.early()) {
+        do_load(m, load);
+    } else {
+        m.loads.push_back(load);
     }
 }
 
-// Does the products before `end` that all four warps have issued.
-inline void do_products(Machine& m, Warpgroup& group, size_t end) {
-    while (group.done < end && group.products[group.done].warps == 15) {
-        const Wgmma& next = group.products[group.done++];
-        next.columns == 256 ? do_product<256>(m, next) : do_product<128>(m, next);
-    }
+// ---- clusters ----
+
+// The block of that rank, which must still run.
+inline Block& block_of_rank(Machine& m, Site at, const char* op, uint32_t rank) {
+    if (rank >= uint32_t(m.cluster)) m.fail(at, "%s: no rank %u in a cluster of %d", op, rank,
+                                            m.cluster);
+    Block& b = m.blocks[rank];
+    if (!b.alive) m.fail(at, "%s: the block of rank %u has ended", op, rank);
+    return b;
 }
 
-// Waits until at most `left` groups of the calling warp are under way. They need the other warps:
-// wgmma is one instruction of four warps, which is how one of them can speak for all when it is
-// done.
-inline void wait_products(Site at, uint32_t left) {
-    Machine& m = *this_machine;
-    const int w = m.current / WARP;
-    Warpgroup& group = m.warpgroup[w / 4];
-    const uint32_t committed = m.self().products_group;
-    size_t end = group.done;
-    while (end < m.warp[w].issued && group.products[end].group[w % 4] + left < committed) ++end;
-    for (;;) {
-        do_products(m, group, end);
-        if (group.done >= end) return;
-        group.waiters.push_back(m.current);
-        m.wait("wgmma_wait", at);
-    }
+// The same place in another block's shared memory.
+template <class T>
+inline T* at_block(const Machine& m, const Block& b, T* p) {
+    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(p) - m.block->dynamic + b.dynamic);
 }
 
-struct WgmmaArgs {
-    float* d;
-    uint64_t a, b;
-    int columns;
-    bool accumulate;
-    Site at;
-};
-
-inline void issue_product(Machine& m, void** slot, uint32_t) {
-    const auto& first = *static_cast<WgmmaArgs*>(slot[0]);
-    const int w = m.current / WARP;
-    // The n-th product of each warp is one instruction of the warpgroup.
-    Warpgroup& group = m.warpgroup[w / 4];
-    const size_t n = m.warp[w].issued++;
-    if (n == group.products.size()) {
-        group.products.push_back({{}, first.a, first.b, first.columns, first.accumulate, 0, {}});
+// Remembers an arrival from afar until somebody has waited for it: a block that may end before it
+// comes is wrong in every order, not just in that which shows it.
+inline void note_arrival(Block& to, const uint64_t* p, uint32_t phase) {
+    for (const Arrival& a : to.unseen) {
+        if (a.barrier == p && a.phase == phase) return;
     }
-    Wgmma& product = group.products[n];
-    product.warps |= 1u << w % 4;
-    product.group[w % 4] = m.self().products_group;
-    for (int l = 0; l < WARP; ++l) {
-        const auto& mine = *static_cast<WgmmaArgs*>(slot[l]);
-        if (mine.a != product.a || mine.b != product.b || mine.columns != product.columns ||
-            mine.accumulate != product.accumulate) {
-            m.fail(first.at, "wgmma: descriptors differ within the warpgroup");
-        }
-        product.d[w % 4 * WARP + l] = mine.d;
-    }
-    if (product.warps != 15) return;
-    if (m.early()) do_products(m, group, n + 1);
-    for (int waiter : group.waiters) m.wake(waiter);
-    group.waiters.clear();
+    to.unseen.push_back({p, phase});
 }
 
-inline void wgmma(Site at, int columns, float* d, uint64_t a, uint64_t b, bool accumulate) {
-    Machine& m = *this_machine;
-    if (m.threads % WARPGROUP) m.fail(at, "wgmma: the last warpgroup is not complete");
-    if (!m.my_warp().fenced) m.fail(at, "wgmma: no wgmma_fence() before the first");
-    check_tile(m, at, a, 64);
-    check_tile(m, at, b, columns);
-    WgmmaArgs mine = {d, a, b, columns, accumulate, at};
-    meet_all("wgmma", at, &mine, issue_product);
+// A thread of the block has waited: `phase` is not over yet, what came before it is seen.
+inline void see_arrivals(Block& b, const uint64_t* p, uint32_t phase) {
+    for (size_t i = b.unseen.size(); i-- > 0;) {
+        if (b.unseen[i].barrier != p || b.unseen[i].phase == phase) continue;
+        b.unseen[i] = b.unseen.back();
+        b.unseen.pop_back();
+    }
 }
 
 // ---- registers ----
@@ -224,21 +201,29 @@ inline void set_registers(Site at, int registers, bool release) {
     if (release ? registers > t.registers : registers < t.registers) {
         m.fail(at, "setmaxnreg: the thread has %d registers, wants %d", t.registers, registers);
     }
-    while (m.free_registers < registers - t.registers) {
-        m.register_waiters.push_back(m.current);
+    Block& b = *m.block;
+    while (b.free_registers < registers - t.registers) {
+        b.register_waiters.push_back(m.current);
         m.wait("registers_claim", at);
     }
-    m.free_registers -= registers - t.registers;
+    b.free_registers -= registers - t.registers;
     t.registers = registers;
     if (!release) return;
-    for (int waiter : m.register_waiters) m.wake(waiter);
-    m.register_waiters.clear();
+    for (int waiter : b.register_waiters) m.wake(waiter);
+    b.register_waiters.clear();
 }
 
-// What is wrong with the way the block ended; null if nothing.
-inline const char* Machine::unfinished() const {
-    if (!loads.empty()) return "the block ended with TMA loads under way";
-    for (int g = 0; g < threads / WARPGROUP; ++g) {
+// What is wrong with the way a block ended; null if nothing.
+inline const char* Machine::unfinished(const Block& b) const {
+    for (const Load& load : loads) {
+        if (load.block == &b) return "the block ended with TMA loads under way";
+    }
+    if (!b.unseen.empty()) {
+        return "the block may end before another one arrives at its mbarriers: no cluster_sync() "
+               "or mbarrier_wait() after that";
+    }
+    const int groups = threads / WARPGROUP;
+    for (int g = b.rank * groups; g < (b.rank + 1) * groups; ++g) {
         for (const Wgmma& product : warpgroup[g].products) {
             if (product.warps != 15) return "not all warps of a warpgroup issued the same wgmma";
         }
@@ -256,9 +241,13 @@ inline void mbarrier_init(uint64_t* barrier, uint32_t count, sim::Site at = sim:
     sim::check_barrier_place(m, at, barrier);
     if (count == 0 || count > sim::MAX_ARRIVALS) m.fail(at, "mbarrier: count %u", count);
     sim::put_barrier(barrier, {count, count, 0, 0});
-    m.unfenced.push_back(barrier);
+    m.block->unfenced.push_back(barrier);
 }
-inline void mbarrier_init_fence() { sim::this_machine->unfenced.clear(); }
+inline void mbarrier_init_fence() {
+    sim::Block& b = *sim::this_machine->block;
+    b.unsynced.insert(b.unsynced.end(), b.unfenced.begin(), b.unfenced.end());
+    b.unfenced.clear();
+}
 inline void mbarrier_arrive(uint64_t* barrier, sim::Site at = sim::Site::here()) {
     sim::arrive(at, "mbarrier_arrive", barrier, 0);
 }
@@ -274,47 +263,51 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity, sim::Site at = sim
         m.barrier_waiters.push_back(m.current);
         m.wait("mbarrier_wait", at);
     }
+    if (!m.block->unseen.empty()) sim::see_arrivals(*m.block, barrier, !parity);
 }
 
 inline void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier, int c0, int c1,
                         sim::Site at = sim::Site::here()) {
     sim::Machine& m = *sim::this_machine;
     const auto to = static_cast<unsigned char*>(shared);
-    if ((to - m.dynamic) % 1024) m.fail(at, "TMA: the tile is not aligned to 1024 bytes");
-    if (!m.is_shared(to, map->box_rows * sim::BOX_COLUMNS * 2)) {
-        m.fail(at, "TMA: the tile lies outside shared memory");
-    }
-    sim::get_barrier(m, at, barrier);
-    for (const uint64_t* unfenced : m.unfenced) {
-        if (unfenced == barrier) m.fail(at, "TMA: no mbarrier_init_fence() after mbarrier_init");
-    }
-    const sim::Load load = {to, *map, barrier, c0, c1};
-    if (m.early()) {
-        sim::do_load(m, load);
-    } else {
-        m.loads.push_back(load);
-    }
+    sim::check_box(m, at, to, map);
+    sim::check_barrier_place(m, at, barrier);
+    sim::start_load(m, {to, *map, barrier, c0, c1, m.block, m.current, at});
 }
 
 inline void async_proxy_fence() {}
 
-inline uint64_t wgmma_descriptor(const void* tile, sim::Site at = sim::Site::here()) {
-    const uint64_t address = sim::shared_offset(at, tile);
-    return (address & 0x3ffff) >> 4 | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
+inline uint32_t cluster_rank() { return uint32_t(sim::this_machine->block->rank); }
+
+inline void cluster_sync(sim::Site at = sim::Site::here()) {
+    sim::this_machine->wait_at_barrier(true, at);
 }
-inline void wgmma_fence() { sim::this_machine->my_warp().fenced = true; }
-inline void wgmma_commit() { ++sim::this_machine->self().products_group; }
-template <int N>
-inline void wgmma_wait(sim::Site at = sim::Site::here()) {
-    sim::wait_products(at, N);
+
+inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank,
+                               sim::Site at = sim::Site::here()) {
+    sim::Machine& m = *sim::this_machine;
+    const char* const op = "mbarrier_arrive_at";
+    sim::check_barrier_place(m, at, barrier);
+    sim::Block& to = sim::block_of_rank(m, at, op, rank);
+    uint64_t* const there = sim::at_block(m, to, barrier);
+    sim::check_published(m, at, op, to, there);
+    if (&to != m.block) sim::note_arrival(to, there, sim::get_barrier(m, at, to, there).phase);
+    sim::arrive(m, at, op, to, there, 0);
 }
-inline void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate,
-                             sim::Site at = sim::Site::here()) {
-    sim::wgmma(at, 128, d, a, b, accumulate);
-}
-inline void wgmma_m64n256k16(float (&d)[128], uint64_t a, uint64_t b, bool accumulate,
-                             sim::Site at = sim::Site::here()) {
-    sim::wgmma(at, 256, d, a, b, accumulate);
+
+inline void tma_load_2d_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, int c0,
+                                  int c1, uint16_t blocks, sim::Site at = sim::Site::here()) {
+    sim::Machine& m = *sim::this_machine;
+    const auto to = static_cast<unsigned char*>(shared);
+    sim::check_box(m, at, to, map);
+    sim::check_barrier_place(m, at, barrier);
+    if (!blocks) m.fail(at, "TMA: a multicast to no block");
+    for (uint32_t rank = 0; rank < 16; ++rank) {
+        if (!(blocks >> rank & 1)) continue;
+        sim::Block& b = sim::block_of_rank(m, at, "TMA", rank);
+        sim::start_load(m, {sim::at_block(m, b, to), *map, sim::at_block(m, b, barrier), c0, c1, &b,
+                            m.current, at});
+    }
 }
 
 template <int N>
@@ -329,18 +322,21 @@ inline void registers_claim(sim::Site at = sim::Site::here()) {
 }
 
 // Host: as in common/tensor_map.cuh.
-inline int32_t tensor_map_2d(CUtensorMap* map, const __nv_bfloat16* base, uint64_t rows,
-                             uint64_t columns, uint64_t stride, uint32_t box_rows) {
+template <class T>
+inline int32_t tensor_map_2d(CUtensorMap* map, const T* base, uint64_t rows, uint64_t columns,
+                             uint64_t stride, uint32_t box_rows) {
+    static_assert(sizeof(T) <= 2, "bf16 or int8_t");
     constexpr uint64_t MAX = uint64_t(1) << 32;
-    const bool fits = reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride * 2 % 16 == 0 &&
+    const bool fits = reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride * sizeof(T) % 16 == 0 &&
                       rows > 0 && rows <= MAX && columns > 0 && columns <= MAX && box_rows > 0 &&
                       box_rows <= 256;
     if (!fits) return sim::ERROR_VALUE;
     map->base = reinterpret_cast<const unsigned char*>(base);
     map->rows = rows;
     map->columns = columns;
-    map->stride = stride * 2;
+    map->stride = stride * sizeof(T);
     map->box_rows = box_rows;
+    map->element = sizeof(T);
     return 0;
 }
 inline bool has_sm90a() { return true; }

@@ -1,4 +1,5 @@
-// How a launch runs: blocks one after another, every CUDA thread a fiber of the calling OS thread.
+// How a launch runs: blocks, or clusters of them, one after another, every CUDA thread a fiber of
+// the calling OS thread.
 //
 // A fiber runs one thread until it must wait (at a barrier, for its warp); then it hands over to
 // another. A thread that ends leaves its fiber to the next one, so threads that never wait run
@@ -44,10 +45,13 @@ extern __thread unsigned char roclip_sim_statics_end[] __asm__("roclip_sim_stati
 
 namespace sim {
 
-constexpr int WARP = 32, WARPGROUP = 128, MAX_THREADS = 1024;
+constexpr int WARP = 32, WARPGROUP = 128;
+constexpr int MAX_THREADS = 1024;  // of a block, and of a cluster together
+constexpr int MAX_CLUSTER = 8;     // that every GPU with clusters takes
 constexpr int32_t ERROR_VALUE = 1, ERROR_CONFIGURATION = 9, ERROR_LAUNCH = 719;  // cudaError_t
 constexpr size_t PAGE = 4096;
 constexpr size_t MAX_SHARED = 227 * 1024;  // of sm_90 and sm_100
+constexpr size_t SHARED_APART = MAX_SHARED + 1024 + 2 * PAGE;  // a forbidden page before and after
 constexpr size_t GUARD = 64;               // bytes around shared memory that nobody may write
 constexpr unsigned char GUARD_BYTE = 0xff;
 constexpr size_t STACK = 128 * 1024;
@@ -98,9 +102,9 @@ struct Meeting {
 
 // A product of a warpgroup. It begins when all four warps have issued it.
 struct Wgmma {
-    float* d[WARPGROUP];
+    void* d[WARPGROUP];
     uint64_t a, b;
-    int columns;
+    void (*run)(const Machine&, const Wgmma&);  // by type and width
     bool accumulate;
     uint32_t warps;     // that have issued it, as bits
     uint32_t group[4];  // of each warp
@@ -109,6 +113,7 @@ struct Wgmma {
 struct Warp {
     uint32_t ready, exited, at_barrier;
     Site barrier_at;
+    bool at_cluster;  // the barrier is the cluster's
     int meetings;
     Meeting meeting[WARP];
     void* slot[WARP];  // what each lane brought
@@ -122,11 +127,34 @@ struct Warpgroup {
     std::vector<int> waiters;
 };
 
-struct Load {  // a TMA load under way
+struct Block;
+
+struct Load {  // a TMA load under way to one block
     unsigned char* to;
     CUtensorMap map;  // a copy: the thread may end, and its arguments with it
     uint64_t* barrier;
     int c0, c1;
+    const Block* block;  // whose memory it writes
+    int thread;          // that issued it, and where
+    Site at;
+};
+
+struct Arrival {  // from another block, in the phase of that parity
+    const uint64_t* barrier;
+    uint32_t phase;
+};
+
+// One of the blocks that run together.
+struct Block {
+    int rank = 0;
+    uint3 index = {0, 0, 0};
+    unsigned char* dynamic = nullptr;
+    int alive = 0, waiting_at_barrier = 0;
+    int free_registers = 0;  // that setmaxnreg gave back
+    std::vector<int> register_waiters;
+    std::vector<uint64_t*> unfenced;  // mbarriers that TMA may not use yet
+    std::vector<uint64_t*> unsynced;  // nor other blocks
+    std::vector<Arrival> unseen;      // which no thread of this block has waited for
 };
 
 struct Statics {
@@ -136,8 +164,8 @@ struct Statics {
 class Machine {
 public:
     ~Machine();
-    int32_t launch(dim3 grid, dim3 block, size_t shared, void (*body)(const void*), const void* arg,
-                   const char* name, Statics statics);
+    int32_t launch(dim3 grid, dim3 shape, int cluster, size_t shared, void (*body)(const void*),
+                   const void* arg, const char* name, Statics statics);
 
     // The calling thread waits until somebody wakes it.
     void wait(const char* op, Site at);
@@ -156,7 +184,9 @@ public:
     SIM_UNCHECKED bool early();  // whether an asynchronous operation is done at once
     SIM_UNCHECKED uint64_t random();
     bool is_shared(const void* p, size_t bytes) const;
+    void wait_at_barrier(bool of_cluster, Site at);
     void open_barrier();
+    void open_cluster_barrier();
     void complete(Warp& w, int meeting);
 
     SIM_UNCHECKED Thread& self() { return thread[current]; }
@@ -166,21 +196,21 @@ public:
     // settings
     int mode = ROCLIP_SIM_LAZY;
     uint64_t seed = 0;
+    int multiprocessors = 6;
     // results
     char error[1024] = "";
     uint64_t bank_conflicts = 0;
     // the launch
-    int current = 0, threads = 0, alive = 0;
+    int current = 0;
+    int threads = 0, cluster = 1;               // of each block; blocks that run together
+    int alive = 0, waiting_at_cluster = 0;      // threads of all of them
+    Block* block = blocks;                      // of the current thread
+    Block blocks[MAX_CLUSTER];
     uint32_t ready_warps = 0;
-    int waiting_at_barrier = 0;
-    int registers = 0;       // of each thread at the start
-    int free_registers = 0;  // that setmaxnreg gave back
-    std::vector<int> register_waiters;
-    unsigned char* dynamic = nullptr;
+    int registers = 0;  // of each thread at the start
     size_t dynamic_bytes = 0;
     Statics statics = {nullptr, nullptr};
     std::vector<Load> loads;
-    std::vector<uint64_t*> unfenced;  // mbarriers nobody may use from afar yet
     std::vector<int> barrier_waiters;
     Thread thread[MAX_THREADS];
     Warp warp[MAX_THREADS / WARP];
@@ -194,14 +224,19 @@ private:
     int pick();
     int next_thread();
     void run_a_load();
-    const char* unfinished() const;
+    const char* unfinished(const Block& b) const;
     Fiber* fiber_for(int i);
     void become(int i);
     void hand_over(int next);
     void finish_thread();
-    void run_block();
-    void begin_block();
-    void check_guards();
+    int32_t refused(dim3 grid, dim3 shape, size_t shared);
+    void lay_out_shared();
+    void number_threads(dim3 shape);
+    void forget_threads();
+    void run_blocks();
+    void begin_blocks();
+    void check_guards(const Block& b);
+    bool statics_are_written() const;
     void describe_deadlock();
     void grow_fibers();
     void renew(Fiber& f);
@@ -211,8 +246,9 @@ private:
     void (*body)(const void*) = nullptr;
     const void* arg = nullptr;
     const char* name = "";
-    uint3 index[MAX_THREADS];  // threadIdx of each thread
-    dim3 indexed = dim3(0, 0, 0);
+    uint3 index[MAX_THREADS];           // threadIdx of each thread
+    dim3 indexed = dim3(0, 0, 0);       // for blocks of that shape
+    int blocks_indexed = 0;
     uint64_t state = 1;  // of random()
     bool failed = false;
     void* main_stack = nullptr;
@@ -220,7 +256,7 @@ private:
     std::vector<Fiber*> idle;
     std::vector<Fiber*> fibers;
     std::vector<char*> stacks;
-    unsigned char* shared_memory = nullptr;  // mapped: a guard page, MAX_SHARED, a guard page
+    unsigned char* shared_memory = nullptr;  // mapped, SHARED_APART for each block
 };
 
 struct MachineOwner {
@@ -249,9 +285,9 @@ inline Machine& machine() {
 namespace sim {
 
 template <class Body>
-inline int32_t launch(dim3 grid, dim3 block, size_t shared, const Body& body) {
+inline int32_t launch(dim3 grid, dim3 block, int cluster, size_t shared, const Body& body) {
     const auto call = [](const void* b) { (*static_cast<const Body*>(b))(); };
-    return machine().launch(grid, block, shared, call, &body, __PRETTY_FUNCTION__,
+    return machine().launch(grid, block, cluster, shared, call, &body, __PRETTY_FUNCTION__,
                             {roclip_sim_statics, roclip_sim_statics_end});
 }
 

@@ -26,8 +26,8 @@ SIM_UNCHECKED inline bool Machine::early() {
 
 inline bool Machine::is_shared(const void* p, size_t bytes) const {
     const auto at = static_cast<const unsigned char*>(p);
-    return (at >= dynamic && at + bytes <= dynamic + dynamic_bytes) ||
-           (at >= statics.begin && at + bytes <= statics.end);
+    return (at >= block->dynamic && at + bytes <= block->dynamic + dynamic_bytes) ||
+           (cluster == 1 && at >= statics.begin && at + bytes <= statics.end);
 }
 
 // ---- fibers ----
@@ -63,13 +63,17 @@ inline void Machine::grow_fibers() {
 inline Machine::~Machine() {
     for (Fiber* f : fibers) delete f;
     for (char* s : stacks) munmap(s, 16 * STACK);
-    if (shared_memory) munmap(shared_memory - PAGE, MAX_SHARED + 1024 + 2 * PAGE);
+    if (shared_memory) munmap(shared_memory, MAX_CLUSTER * SHARED_APART);
     this_machine = nullptr;
 }
 
 SIM_UNCHECKED inline void Machine::become(int i) {
     current = i;
     threadIdx = index[i];
+    if (cluster > 1) {
+        block = &blocks[i / threads];
+        blockIdx = block->index;
+    }
 }
 
 SIM_UNCHECKED inline Fiber* Machine::fiber_for(int i) {
@@ -151,21 +155,45 @@ SIM_UNCHECKED inline void Machine::fiber_main() {
 // ---- blocks ----
 
 inline void Machine::open_barrier() {
-    waiting_at_barrier = 0;
-    for (int w = 0; w < (threads + WARP - 1) / WARP; ++w) {
+    block->waiting_at_barrier = 0;
+    const int warps = (threads + WARP - 1) / WARP, first = block->rank * warps;
+    for (int w = first; w < first + warps; ++w) {
         wake_lanes(w, warp[w].at_barrier);
         warp[w].at_barrier = 0;
     }
 }
 
-inline void Machine::begin_block() {
-    memset(dynamic, poison(), dynamic_bytes);
+// What initialised and fenced barriers were before it is now known to all blocks.
+inline void Machine::open_cluster_barrier() {
+    waiting_at_cluster = 0;
+    for (int r = 0; r < cluster; ++r) {
+        blocks[r].unsynced.clear();
+        blocks[r].unseen.clear();
+    }
+    for (int w = 0; w < cluster * threads / WARP; ++w) {
+        wake_lanes(w, warp[w].at_barrier);
+        warp[w].at_barrier = 0;
+    }
+}
+
+// The blocks that run together begin.
+inline void Machine::begin_blocks() {
+    const int warps = (threads + WARP - 1) / WARP, all_warps = cluster * warps;
+    for (int r = 0; r < cluster; ++r) {
+        Block& b = blocks[r];
+        memset(b.dynamic, poison(), dynamic_bytes);
+        b.alive = threads;
+        b.waiting_at_barrier = b.free_registers = 0;
+        b.register_waiters.clear();
+        b.unfenced.clear();
+        b.unsynced.clear();
+        b.unseen.clear();
+    }
     if (statics.end - statics.begin > ptrdiff_t(GUARD)) {
         memset(statics.begin + GUARD, poison(), statics.end - statics.begin - GUARD);
     }
-    const int warps = (threads + WARP - 1) / WARP;
-    for (int w = 0; w < warps; ++w) {
-        const int lanes = threads - w * WARP < WARP ? threads - w * WARP : WARP;
+    for (int w = 0; w < all_warps; ++w) {
+        const int left = threads - w % warps * WARP, lanes = left < WARP ? left : WARP;
         warp[w].ready = lanes == WARP ? ~0u : (1u << lanes) - 1;
         warp[w].exited = ~warp[w].ready;
         warp[w].at_barrier = 0;
@@ -176,19 +204,16 @@ inline void Machine::begin_block() {
         warpgroup[w / 4].done = 0;
         warpgroup[w / 4].waiters.clear();
     }
-    ready_warps = warps == 32 ? ~0u : (1u << warps) - 1;
-    free_registers = 0;
-    register_waiters.clear();
-    alive = threads;
-    waiting_at_barrier = 0;
+    ready_warps = all_warps == 32 ? ~0u : (1u << all_warps) - 1;
+    alive = cluster * threads;
+    waiting_at_cluster = 0;
     loads.clear();
-    unfenced.clear();
     barrier_waiters.clear();
-    current = seed ? int(random() % threads) : 0;
+    current = seed ? int(random() % alive) : 0;
 }
 
-inline void Machine::run_block() {
-    begin_block();
+inline void Machine::run_blocks() {
+    begin_blocks();
     running = true;
     while (!failed) {
         const int next = pick();
@@ -204,19 +229,30 @@ inline void Machine::run_block() {
     }
     running = false;
     if (failed) return;
-    if (const char* what = unfinished()) report({"", 0}, "%s", what);
-    check_guards();
+    for (int r = 0; r < cluster; ++r) check_guards(blocks[r]);
 }
 
-inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call)(const void*),
-                               const void* argument, const char* kernel, Statics region) {
-    error[0] = 0;
-    bank_conflicts = 0;
-    const uint64_t n = uint64_t(block.x) * block.y * block.z;
-    if (n == 0 || n > MAX_THREADS || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffff ||
+// ---- a launch ----
+
+// What no GPU takes, and for clusters what this emulation does not.
+inline int32_t Machine::refused(dim3 grid, dim3 shape, size_t shared) {
+    const uint64_t n = uint64_t(shape.x) * shape.y * shape.z;
+    if (n == 0 || n > MAX_THREADS || shape.z > 64 || grid.x == 0 || grid.x > 0x7fffffff ||
         grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
         snprintf(error, sizeof error, "no GPU takes grid (%u, %u, %u) of blocks (%u, %u, %u)",
-                 grid.x, grid.y, grid.z, block.x, block.y, block.z);
+                 grid.x, grid.y, grid.z, shape.x, shape.y, shape.z);
+        return ERROR_CONFIGURATION;
+    }
+    if (cluster < 1 || cluster > MAX_CLUSTER || grid.x % cluster) {
+        snprintf(error, sizeof error, "no GPU takes clusters of %d in a grid of %u blocks", cluster,
+                 grid.x);
+        return ERROR_CONFIGURATION;
+    }
+    if (cluster > 1 && (n % WARPGROUP || n * cluster > MAX_THREADS)) {
+        snprintf(error, sizeof error,
+                 "the emulation wants clusters of whole warpgroups, %d threads at most, not %d x "
+                 "%d",
+                 MAX_THREADS, cluster, int(n));
         return ERROR_CONFIGURATION;
     }
     if (shared > MAX_SHARED) {
@@ -224,60 +260,98 @@ inline int32_t Machine::launch(dim3 grid, dim3 block, size_t shared, void (*call
                  MAX_SHARED);
         return ERROR_VALUE;
     }
+    return 0;
+}
+
+// Each block's dynamic shared memory, which ends where a forbidden page begins.
+inline void Machine::lay_out_shared() {
     if (!shared_memory) {
-        const size_t bytes = MAX_SHARED + 1024 + 2 * PAGE;
-        void* map = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* map = mmap(nullptr, MAX_CLUSTER * SHARED_APART, PROT_NONE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (map == MAP_FAILED) abort();
-        shared_memory = static_cast<unsigned char*>(map) + PAGE;
-        mprotect(shared_memory, MAX_SHARED + 1024, PROT_READ | PROT_WRITE);
+        shared_memory = static_cast<unsigned char*>(map);
+        for (int r = 0; r < MAX_CLUSTER; ++r) {
+            unsigned char* const from = shared_memory + r * SHARED_APART + PAGE;
+            mprotect(from, MAX_SHARED + 1024, PROT_READ | PROT_WRITE);
+        }
     }
-    const size_t room = (shared + 1023) / 1024 * 1024;
-    dynamic = shared_memory + MAX_SHARED + 1024 - room;
-    dynamic_bytes = shared;
-    statics = region;
-    memset(dynamic - GUARD, GUARD_BYTE, GUARD);
-    memset(dynamic + shared, GUARD_BYTE, room - shared);
+    const size_t room = (dynamic_bytes + 1023) / 1024 * 1024;
+    for (int r = 0; r < cluster; ++r) {
+        unsigned char* const end = shared_memory + (r + 1) * SHARED_APART - PAGE;
+        blocks[r].rank = r;
+        blocks[r].dynamic = end - room;
+        memset(end - room - GUARD, GUARD_BYTE, GUARD);
+        memset(end - room + dynamic_bytes, GUARD_BYTE, room - dynamic_bytes);
+    }
     memset(statics.begin, GUARD_BYTE, GUARD);
     memset(statics.end, GUARD_BYTE, GUARD);
-    body = call;
-    arg = argument;
-    name = kernel;
-    threads = int(n);
-    registers = 65536 / threads / 8 * 8 < 256 ? 65536 / threads / 8 * 8 : 248;
-    for (int i = 0; i < threads; ++i) thread[i].registers = registers;
-    state = seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
-    failed = false;
-    if (indexed.x != block.x || indexed.y != block.y || indexed.z != block.z) {
-        for (unsigned i = 0; i < n; ++i) {
-            index[i] = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-        }
-        indexed = block;
+}
+
+inline void Machine::number_threads(dim3 shape) {
+    const bool same = indexed.x == shape.x && indexed.y == shape.y && indexed.z == shape.z;
+    if (same && blocks_indexed >= cluster) return;
+    for (unsigned i = 0; i < unsigned(cluster * threads); ++i) {
+        const unsigned t = i % threads;
+        index[i] = {t % shape.x, t / shape.x % shape.y, t / (shape.x * shape.y)};
     }
-    gridDim = grid;
-    blockDim = block;
-    for (unsigned z = 0; z < grid.z; ++z) {
-        for (unsigned y = 0; y < grid.y; ++y) {
-            for (unsigned x = 0; x < grid.x && !failed; ++x) {
-                blockIdx = {x, y, z};
-                run_block();
-            }
-        }
-    }
-    if (!failed) return 0;
+    indexed = shape;
+    blocks_indexed = cluster;
+}
+
+// After a failure: what threads left behind.
+inline void Machine::forget_threads() {
     idle.clear();
     for (Fiber* f : fibers) {
         renew(*f);
         idle.push_back(f);
     }
-    for (int i = 0; i < threads; ++i) {
+    for (int i = 0; i < cluster * threads; ++i) {
         thread[i].fiber = nullptr;
         thread[i].copies.clear();
-        thread[i].copies_done = thread[i].group = 0;
+        thread[i].copies_done = thread[i].group = thread[i].products_group = 0;
     }
+}
+
+inline int32_t Machine::launch(dim3 grid, dim3 shape, int blocks_together, size_t shared,
+                               void (*call)(const void*), const void* argument, const char* kernel,
+                               Statics region) {
+    error[0] = 0;
+    bank_conflicts = 0;
+    cluster = blocks_together;
+    if (const int32_t code = refused(grid, shape, shared)) return code;
+    threads = int(shape.x * shape.y * shape.z);
+    dynamic_bytes = shared;
+    statics = region;
+    body = call;
+    arg = argument;
+    name = kernel;
+    lay_out_shared();
+    number_threads(shape);
+    registers = 65536 / threads / 8 * 8 < 256 ? 65536 / threads / 8 * 8 : 248;
+    for (int i = 0; i < cluster * threads; ++i) thread[i].registers = registers;
+    state = seed * 0x9e3779b97f4a7c15u + 0x2545f4914f6cdd1du;
+    failed = false;
+    gridDim = grid;
+    blockDim = shape;
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x && !failed; x += cluster) {
+                for (int r = 0; r < cluster; ++r) blocks[r].index = {x + r, y, z};
+                block = blocks;
+                blockIdx = block->index;
+                run_blocks();
+            }
+        }
+    }
+    if (!failed) return 0;
+    forget_threads();
     return ERROR_LAUNCH;
 }
 
 // ---- failures ----
+
+constexpr const char* STATICS_IN_CLUSTER =
+    "a static __shared__ array in a cluster, whose blocks share it here; use dynamic shared memory";
 
 // "gelu_kernel<8>" of what the compiler says about `launch<gelu_kernel<8>, ...>`.
 inline void kernel_name(const char* from, char* to, size_t room) {
@@ -329,24 +403,38 @@ inline void Machine::fail(Site at, const char* format, ...) {
 }
 
 inline void Machine::describe_deadlock() {
-    char text[512] = "";
+    char text[800] = "";
     int n = 0, told = 0;
     const char* last = "";
-    for (int i = 0; i < threads && told < 4 && n < 400; ++i) {
+    for (int i = 0; i < cluster * threads && told < 8 && n < 640; ++i) {
         const Thread& t = thread[i];
+        if (i % threads == 0) last = "";
         if (!t.fiber || last == t.op) continue;
-        n += snprintf(text + n, sizeof text - n, "%s thread %d in %s (%s:%d)", told++ ? "," : "", i,
-                      t.op, t.at.file, t.at.line);
+        n += snprintf(text + n, sizeof text - n, "%s thread %d", told++ ? "," : "", i % threads);
+        if (cluster > 1) n += snprintf(text + n, sizeof text - n, " of rank %d", i / threads);
+        n += snprintf(text + n, sizeof text - n, " in %s (%s:%d)", t.op, t.at.file, t.at.line);
         last = t.op;
     }
     running = false;
+    blockIdx = blocks[0].index;
+    if (statics_are_written()) return report({"", 0}, STATICS_IN_CLUSTER);
     report({"", 0}, "deadlock, %d threads wait for ever:%s", alive, text);
 }
 
-inline void Machine::check_guards() {
+// By a kernel that runs as a cluster: its blocks share them here, and nowhere else.
+inline bool Machine::statics_are_written() const {
+    if (cluster == 1) return false;
+    const unsigned char* at = statics.begin + GUARD;
+    while (at < statics.end && *at == poison()) ++at;
+    return at < statics.end;
+}
+
+inline void Machine::check_guards(const Block& b) {
     const size_t slack = (1024 - dynamic_bytes % 1024) % 1024;
+    block = &blocks[b.rank];
+    blockIdx = b.index;
     for (size_t i = 1; i <= GUARD; ++i) {
-        if (dynamic[-ptrdiff_t(i)] != GUARD_BYTE) {
+        if (b.dynamic[-ptrdiff_t(i)] != GUARD_BYTE) {
             return report({"", 0}, "wrote %zu bytes before dynamic shared memory", i);
         }
         if (statics.begin[i - 1] != GUARD_BYTE || statics.end[i - 1] != GUARD_BYTE) {
@@ -354,10 +442,11 @@ inline void Machine::check_guards() {
         }
     }
     for (size_t i = 0; i < slack; ++i) {
-        if (dynamic[dynamic_bytes + i] != GUARD_BYTE) {
+        if (b.dynamic[dynamic_bytes + i] != GUARD_BYTE) {
             return report({"", 0}, "wrote %zu bytes past the end of dynamic shared memory", i);
         }
     }
+    if (statics_are_written()) report({"", 0}, STATICS_IN_CLUSTER);
 }
 
 }  // namespace sim

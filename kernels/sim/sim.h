@@ -18,3 +18,4 @@
 #include "memory.h"
 #include "tensor.h"
 #include "warp.h"
+#include "wgmma.h"

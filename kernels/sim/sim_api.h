@@ -22,6 +22,10 @@ extern "C" {
  * guards the start of an allocation instead of its end. A thread begins with (lazy, 0). */
 void roclip_sim_configure(int32_t mode, uint64_t seed);
 
+/* How many multiprocessors the launches that follow find: 1 or more, 6 at first. What persistent
+ * kernels compute must not depend on it. */
+void roclip_sim_set_multiprocessors(int32_t count);
+
 /* What this thread's last launch did wrong, and where; "" if nothing. Valid until the next. */
 const char *roclip_sim_last_error(void);
 

@@ -3,7 +3,7 @@
 
 #include "warp.h"
 
-#define DYNAMIC_SHARED(name) unsigned char* name = sim::this_machine->dynamic
+#define DYNAMIC_SHARED(name) unsigned char* name = sim::this_machine->block->dynamic
 
 namespace sim {
 
@@ -13,8 +13,9 @@ inline uint32_t shared_offset(Site at, const void* p) {
     Machine& m = *this_machine;
     if (!m.is_shared(p, 0)) m.fail(at, "%p is not shared memory of this block", p);
     const auto byte = static_cast<const unsigned char*>(p);
-    if (byte >= m.dynamic && byte <= m.dynamic + m.dynamic_bytes) {
-        return uint32_t(byte - m.dynamic) + 1024;
+    const unsigned char* const dynamic = m.block->dynamic;
+    if (byte >= dynamic && byte <= dynamic + m.dynamic_bytes) {
+        return uint32_t(byte - dynamic) + 1024;
     }
     return uint32_t(byte - m.statics.begin + (m.dynamic_bytes + 2047) / 1024 * 1024);
 }

@@ -36,12 +36,12 @@ struct dim3 {
 
 enum cudaError_t : int32_t { cudaSuccess = 0 };
 
-// What `tensor_map_2d` fills: a row-major matrix of 2-byte elements and the box that is loaded.
+// What `tensor_map_2d` fills: a row-major matrix and the box that is loaded.
 struct alignas(64) CUtensorMap {
     const unsigned char* base;
     uint64_t rows, columns, stride;  // stride in bytes
-    uint32_t box_rows;
-    unsigned char rest[92];
+    uint32_t box_rows, element;      // bytes of an element
+    unsigned char rest[88];
 };
 static_assert(sizeof(CUtensorMap) == 128, "as large as the driver's");
 

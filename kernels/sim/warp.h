@@ -62,6 +62,7 @@ SIM_UNCHECKED inline void Machine::finish_thread() {
     t.registers = registers;
     w.exited |= 1u << lane();
     --alive;
+    --block->alive;
     for (int k = 0; k < w.meetings;) {
         const Meeting& meeting = w.meeting[k];
         if (meeting.mask & ~w.exited & ~meeting.arrived) {
@@ -70,7 +71,31 @@ SIM_UNCHECKED inline void Machine::finish_thread() {
             complete(w, k);
         }
     }
-    if (alive && waiting_at_barrier == alive) open_barrier();
+    if (block->alive && block->waiting_at_barrier == block->alive) open_barrier();
+    if (alive && waiting_at_cluster == alive) open_cluster_barrier();
+    if (block->alive) return;
+    if (const char* what = unfinished(*block)) {
+        running = false;
+        fail({"", 0}, "%s", what);
+    }
+}
+
+inline void Machine::wait_at_barrier(bool of_cluster, Site at) {
+    Warp& w = my_warp();
+    const auto op = [](bool cluster) { return cluster ? "cluster_sync" : "__syncthreads"; };
+    if (w.at_barrier && (w.at_cluster != of_cluster || w.barrier_at.line != at.line)) {
+        fail(at, "divergent: lanes %08x of the warp are in %s at %s:%d", w.at_barrier,
+             op(w.at_cluster), w.barrier_at.file, w.barrier_at.line);
+    }
+    w.barrier_at = at;
+    w.at_cluster = of_cluster;
+    if (of_cluster) {
+        if (++waiting_at_cluster == alive) return open_cluster_barrier();
+    } else if (++block->waiting_at_barrier == block->alive) {
+        return open_barrier();
+    }
+    w.at_barrier |= 1u << lane();
+    wait(op(of_cluster), at);
 }
 
 struct Exchange {
@@ -118,16 +143,7 @@ inline int last_of_segment(int lane, int width) { return lane | (width - 1); }
 }  // namespace sim
 
 inline void __syncthreads(sim::Site at = sim::Site::here()) {
-    sim::Machine& m = *sim::this_machine;
-    sim::Warp& w = m.my_warp();
-    if (w.at_barrier && w.barrier_at.line != at.line) {
-        m.fail(at, "divergent: lanes %08x of the warp are in __syncthreads at %s:%d", w.at_barrier,
-               w.barrier_at.file, w.barrier_at.line);
-    }
-    w.barrier_at = at;
-    if (++m.waiting_at_barrier == m.alive) return m.open_barrier();
-    w.at_barrier |= 1u << m.lane();
-    m.wait("__syncthreads", at);
+    sim::this_machine->wait_at_barrier(false, at);
 }
 
 inline void __syncwarp(unsigned mask = ~0u, sim::Site at = sim::Site::here()) {

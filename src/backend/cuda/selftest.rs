@@ -1,6 +1,7 @@
 //! The kernels of `kernels/selftest`, for the tests of the emulation.
 
-use super::api::{self, SelftestProduct, SelftestReduce};
+use super::Launcher;
+use super::api::{self, SelftestProduct, SelftestProductS8, SelftestReduce};
 use super::emulator::{Mode, configure, last_error};
 use half::bf16;
 use std::ptr::null_mut;
@@ -38,6 +39,20 @@ pub enum Product {
     Wgmma128,
     /// The same in tiles of 256 columns.
     Wgmma256,
+    /// Clusters of two blocks, multicast, arrivals from the other block; tiles of 96 columns.
+    Cluster96,
+    /// The same in tiles of 208 columns.
+    Cluster208,
+    /// The same of int8, in tiles of 128 columns.
+    ClusterS8x128,
+    /// The same in tiles of 256 columns.
+    ClusterS8x256,
+}
+
+/// How many multiprocessors this thread's launches find from now on; 6 when a thread begins.
+pub fn set_multiprocessors(count: i32) {
+    // SAFETY: sets a number of this thread's emulation.
+    unsafe { api::roclip_sim_set_multiprocessors(count) };
 }
 
 /// Memory of the emulation with a forbidden page beside it.
@@ -108,25 +123,48 @@ pub fn reduce(run: Run, x: &[f32]) -> Outcome {
     outcome
 }
 
-/// `[m, n]`: the product of `a` and `b`, both rounded to bf16.
+/// `[m, n]`: the product of `a` and `b`, both rounded to what the kernel multiplies.
 pub fn product(kernel: Product, run: Run, a: &[f32], b: &[f32], mnk: [usize; 3]) -> Outcome {
-    configure(run.mode, run.seed);
-    let rounded = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
-    let (a, b) = (Guarded::of(&rounded(a)), Guarded::of(&rounded(b)));
+    // SAFETY: a constant table.
+    let table = unsafe { &api::roclip_selftests_sim };
     let [m, n, k] = mnk.map(|extent| extent as i32);
-    let outcome = outcome(run, mnk[0] * mnk[1], |out| {
-        let args = SelftestProduct { a: a.at, b: b.at, out, m, n, k, bug: run.bug };
-        // SAFETY: a constant table; extents are those of the buffers.
-        unsafe {
-            let table = &api::roclip_selftests_sim;
+    let launcher = match kernel {
+        Product::Warps => table.selftest_product,
+        Product::WarpsTrans => table.selftest_product_trans,
+        Product::Wgmma128 => table.selftest_wgmma_128,
+        Product::Wgmma256 => table.selftest_wgmma_256,
+        Product::Cluster96 => table.selftest_cluster_96,
+        Product::Cluster208 => table.selftest_cluster_208,
+        Product::ClusterS8x128 | Product::ClusterS8x256 => {
             let launcher = match kernel {
-                Product::Warps => table.selftest_product,
-                Product::WarpsTrans => table.selftest_product_trans,
-                Product::Wgmma128 => table.selftest_wgmma_128,
-                Product::Wgmma256 => table.selftest_wgmma_256,
+                Product::ClusterS8x128 => table.selftest_cluster_s8_128,
+                _ => table.selftest_cluster_s8_256,
             };
-            launcher.expect("in the table")(null_mut(), &args)
+            let args = |a, b, out| SelftestProductS8 { a, b, out, m, n, k, bug: run.bug };
+            return multiply(launcher, run, [a, b], mnk[0] * mnk[1], |x| x as i8, args);
         }
+    };
+    let args = |a, b, out| SelftestProduct { a, b, out, m, n, k, bug: run.bug };
+    multiply(launcher, run, [a, b], mnk[0] * mnk[1], bf16::from_f32, args)
+}
+
+/// The outcome of a product's launcher: `round` makes its elements, `args` its arguments of their
+/// addresses and the result's, whose length is `len`.
+fn multiply<T: Copy, Args>(
+    launcher: Launcher<Args>,
+    run: Run,
+    operands: [&[f32]; 2],
+    len: usize,
+    round: fn(f32) -> T,
+    args: impl FnOnce(*const T, *const T, *mut f32) -> Args,
+) -> Outcome {
+    configure(run.mode, run.seed);
+    let [a, b] =
+        operands.map(|values| Guarded::of(&values.iter().map(|&x| round(x)).collect::<Vec<_>>()));
+    let outcome = outcome(run, len, |out| {
+        let args = args(a.at, b.at, out);
+        // SAFETY: the caller's extents are those of the buffers.
+        unsafe { launcher.expect("in the table")(null_mut(), &args) }
     });
     a.free();
     b.free();
