@@ -186,7 +186,7 @@ fn faults_of_warpgroups_show() {
 
 #[test]
 fn faults_of_clusters_show() {
-    let faults: [(i32, Mode, u64, Shows); 15] = [
+    let faults: [(i32, Mode, u64, Shows); 16] = [
         (1, Lazy, 0, Error("deadlock")),
         (2, Eager, 0, Error("deadlock")),
         (3, Lazy, 0, Error("no cluster_sync()")),
@@ -199,9 +199,10 @@ fn faults_of_clusters_show() {
         (10, Lazy, 0, Wrong),
         (11, Lazy, 0, Error("no mbarrier_init_fence()")),
         (12, Lazy, 0, Error("a static __shared__ array in a cluster")),
-        (13, Lazy, 0, Error("TMA loads under way")),
+        (13, Lazy, 0, Error("TMA loads under way; block (1, 0, 0)")),
         (3, Eager, 1, Error("no cluster_sync()")),
         (4, Eager, 1, Error("may end before another one arrives")),
+        (4, Lazy, 2, Error("the block of rank 1 has ended")),
     ];
     for (bug, mode, seed, shows) in faults {
         for kernel in [Cluster208, ClusterS8x256] {

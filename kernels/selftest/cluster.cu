@@ -20,6 +20,8 @@
 //          13 the block of rank 1 ends one step early
 #include "selftest.cuh"
 
+#include <type_traits>
+
 namespace ROCLIP_BUILD {
 namespace {
 
@@ -31,13 +33,9 @@ struct Arguments {
     int32_t m, n, steps, tiles, bug;
 };
 
-// What wgmma adds products of elements up in.
-__device__ float sum_of(bf16);
-__device__ int32_t sum_of(int8_t);
-
 template <class Element, int N>
 struct Tile {
-    typedef decltype(sum_of(Element())) Sum;
+    typedef std::conditional_t<sizeof(Element) == 1, int32_t, float> Sum;
     static constexpr int DEPTH = ROW_BYTES / int(sizeof(Element));
     static constexpr int STAGES = N > 200 ? 3 : 4;
     static constexpr int A = ROWS * ROW_BYTES, HALF = N / BLOCKS * ROW_BYTES;
@@ -53,7 +51,8 @@ struct Place {
 template <int N>
 __device__ Place place(const Arguments& args, int tile) {
     const int down = (args.m + BLOCKS * ROWS - 1) / (BLOCKS * ROWS);
-    return {tile % down * BLOCKS * ROWS + int(cluster_rank()) * ROWS, tile / down * N};
+    const int rank = int(blockIdx.x) % BLOCKS;
+    return {(tile % down * BLOCKS + rank) * ROWS, tile / down * N};
 }
 
 __device__ int first_tile() { return int(blockIdx.x) / BLOCKS; }
