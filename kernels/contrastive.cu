@@ -33,10 +33,13 @@
 //           exp(l - max) = 2^((x - max) s/ln 2): near the maximum the difference is exact. Sums f32
 //           in a fixed order: lane, lanes, warps, strips; those of dlogit_scale f64. NaN stays in
 //           its row, or in the rows of `weights` that see its column.
+// Hopper    kernels/contrastive_hopper.cu, where sm_90a, D % 8 == 0 and alignment allow it: both
+//           directions from one product. What that leaves as NaN is computed here.
 // Cost      forward 2*N*G*D flop, twice with col_lse; weights 2*N*G*D, and it writes N*G elements.
 // Twins     src/backend/{ops,cpu,cuda}/contrastive.rs, tests/ops/contrastive.rs
 // Source    the loss of CLIP (Radford et al. 2021, figure 3)
 
+#include "common/contrastive.cuh"
 #include "common/similarity.cuh"
 
 #include <cfloat>
@@ -82,7 +85,18 @@ __device__ __forceinline__ void update(Sum (&sums)[HALVES], Tile& tile, float s2
 struct Forward {
     ContrastiveForward a;
     Operands operands;
+    bool rest;  // only what the Hopper kernel has left: rows whose lse is NaN
 };
+
+// Whether none of the block's rows is left; every warp finds out for itself.
+__device__ __forceinline__ bool nothing_left(const ContrastiveForward& a) {
+    bool left = false;
+    for (int i = int(threadIdx.x) % WARP; i < ROWS; i += WARP) {
+        const int64_t row = int64_t(blockIdx.x) * ROWS + i;
+        left |= row < a.rows_n && isnan(a.lse[row]);
+    }
+    return !__any_sync(ALL_LANES, left);
+}
 
 // The logits of rows with their own columns, where this tile holds them.
 __device__ __forceinline__ void write_own(const ContrastiveForward& a, Tile& tile, int64_t col,
@@ -105,6 +119,7 @@ __device__ __forceinline__ void write_own(const ContrastiveForward& a, Tile& til
 template <bool VECTOR>
 __global__ void __launch_bounds__(THREADS, 2) contrastive_forward_kernel(Forward f) {
     __shared__ Sum by_warp[WARPS_ACROSS][ROWS];
+    if (f.rest && nothing_left(f.a)) return;
     const float s = expf(*f.a.logit_scale), s2 = s * LOG2E;
     Sum sums[HALVES];
 #pragma unroll
@@ -134,9 +149,10 @@ __global__ void __launch_bounds__(THREADS, 2) contrastive_forward_kernel(Forward
     f.a.strip_sum[blockIdx.y * f.a.rows_n + row] = of_strip.sum;
 }
 
-__global__ void __launch_bounds__(THREADS) contrastive_join_kernel(ContrastiveForward a) {
+__global__ void __launch_bounds__(THREADS) contrastive_join_kernel(Forward f) {
+    const ContrastiveForward& a = f.a;
     const int64_t row = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-    if (row >= a.rows_n) return;
+    if (row >= a.rows_n || (f.rest && !isnan(a.lse[row]))) return;
     const float s = expf(*a.logit_scale);
     const int64_t tiles = (a.cols_n + COLS - 1) / COLS;
     Sum all = nothing();
@@ -236,15 +252,20 @@ __global__ void __launch_bounds__(THREADS) contrastive_scale_join_kernel(Contras
     if (threadIdx.x == 0) *a.dlogit_scale += float(sum);
 }
 
-// lse and, where it is wanted, own.
-int32_t one_direction(RoclipStream stream, const ContrastiveForward& a) {
+// lse and, where it is wanted, own; `rest`: only where lse is NaN.
+int32_t one_direction(RoclipStream stream, const ContrastiveForward& a, bool rest) {
     const Operands o = {a.rows, a.cols, a.rows_n, a.cols_n, a.width};
-    const auto start = vector(o) ? launch<contrastive_forward_kernel<true>, Forward>
-                                 : launch<contrastive_forward_kernel<false>, Forward>;
-    const int32_t error = start(stream, grid(o), dim3(THREADS), SHARED, {a, o});
+    const Forward f = {a, o, rest};
+    const auto start = vector(o) ? launch<contrastive_forward_kernel<true>, 1, Forward>
+                                 : launch<contrastive_forward_kernel<false>, 1, Forward>;
+    const int32_t error = start(stream, grid(o), dim3(THREADS), SHARED, f);
     if (error != 0) return error;
     const unsigned blocks = unsigned(ceil_div(a.rows_n, THREADS));
-    return launch<contrastive_join_kernel>(stream, dim3(blocks), dim3(THREADS), 0, a);
+    return launch<contrastive_join_kernel>(stream, dim3(blocks), dim3(THREADS), 0, f);
+}
+
+inline bool hopper_wanted(int32_t kernel) {
+    return kernel == ROCLIP_AUTO || kernel == ROCLIP_HOPPER;
 }
 
 }  // namespace
@@ -252,20 +273,28 @@ int32_t one_direction(RoclipStream stream, const ContrastiveForward& a) {
 // -------------------------------------------------------------------------------------- launchers
 
 int32_t contrastive_forward(RoclipStream stream, const ContrastiveForward* a) {
-    const int32_t error = one_direction(stream, *a);
+    int32_t error = ROCLIP_REFUSED;
+    if (hopper_wanted(a->kernel)) error = contrastive_forward_hopper(stream, *a);
+    if (error != 0 && error != ROCLIP_REFUSED) return error;
+    const bool rest = error == 0;
+    error = one_direction(stream, *a, rest);
     if (error != 0 || a->col_lse == nullptr) return error;
     ContrastiveForward turned = *a;
     turned.rows = a->cols, turned.rows_n = a->cols_n;
     turned.cols = a->rows, turned.cols_n = a->rows_n;
     turned.lse = a->col_lse, turned.own = nullptr;
-    return one_direction(stream, turned);
+    return one_direction(stream, turned, rest);
 }
 
 int32_t contrastive_weights(RoclipStream stream, const ContrastiveWeights* a) {
+    if (hopper_wanted(a->kernel)) {
+        const int32_t error = contrastive_weights_hopper(stream, *a);
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Operands o = {a->rows, a->cols, a->rows_n, a->cols_n, a->width};
     const bool pairs = a->cols_n % 2 == 0 && aligned(4, a->weights);
-    const auto start = pairs && vector(o) ? launch<contrastive_weights_kernel<true>, Weights>
-                                          : launch<contrastive_weights_kernel<false>, Weights>;
+    const auto start = pairs && vector(o) ? launch<contrastive_weights_kernel<true>, 1, Weights>
+                                          : launch<contrastive_weights_kernel<false>, 1, Weights>;
     return start(stream, grid(o), dim3(THREADS), SHARED, {*a, o, 0.5f / float(a->total)});
 }
 

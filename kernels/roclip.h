@@ -34,7 +34,9 @@ enum {
     /* Widest head of the attention kernels. */
     ROCLIP_MAX_HEAD_DIM = 128,
     /* Column strips of a search, each with a best candidate for every query. */
-    ROCLIP_STRIPS = 64
+    ROCLIP_STRIPS = 64,
+    /* Most rows of the pool that a query can ask for. */
+    ROCLIP_TOP_K = 8
 };
 
 /* Which of a launcher's kernels: those for the GPU at hand, or, to compare them, one kind. A kind
@@ -43,7 +45,8 @@ enum {
     ROCLIP_AUTO = 0,
     ROCLIP_PORTABLE = 1, /* for every GPU */
     ROCLIP_HOPPER = 2,   /* for compute capability 9.0 */
-    ROCLIP_PLAIN = 3     /* without what makes it fast */
+    ROCLIP_PLAIN = 3,    /* without what makes it fast */
+    ROCLIP_INT8 = 4      /* as ROCLIP_HOPPER, after a search in 8 bits */
 };
 
 /* ---- embedding ---- */
@@ -223,14 +226,25 @@ typedef struct L2normBackward {
 typedef struct PoolMatch {
     const bf16 *queries; /* [B, D] */
     const bf16 *pool;    /* [M, D] */
-    uint32_t *index;     /* [B] */
-    float *score;        /* [B] */
-    float *best_score;   /* scratch, [ROCLIP_STRIPS, B] */
-    uint32_t *best_index; /* scratch, [ROCLIP_STRIPS, B] */
+    uint32_t *index;     /* [B, k] */
+    float *score;        /* [B, k] */
+    float *best_score;   /* scratch, [ROCLIP_STRIPS, B, 1 or, if k > 1, ROCLIP_TOP_K] */
+    uint32_t *best_index; /* scratch, the same */
     int64_t queries_n, pool_n; /* B, M */
     int32_t width;             /* D */
-    int32_t kernel;            /* ROCLIP_AUTO, ... */
+    int32_t k;
+    int32_t kernel;     /* ROCLIP_AUTO, ... */
+    void *int8_scratch; /* as many bytes as pool_int8_bytes says, aligned to 128, or null */
 } PoolMatch;
+
+/* Starts nothing: writes how many bytes PoolMatch.int8_scratch wants, 0 where the int8 kernel cannot
+ * run or, with ROCLIP_AUTO, is not worth it. */
+typedef struct PoolInt8Bytes {
+    int64_t queries_n, pool_n;
+    int32_t width;
+    int32_t kernel;
+    int64_t *bytes; /* [1], on the host */
+} PoolInt8Bytes;
 
 /* ---- contrastive ---- */
 
@@ -333,6 +347,7 @@ typedef struct CastBf16 {
     X(L2normForward, l2norm_forward)                             \
     X(L2normBackward, l2norm_backward)                           \
     X(PoolMatch, pool_match)                                     \
+    X(PoolInt8Bytes, pool_int8_bytes)                            \
     X(ContrastiveForward, contrastive_forward)                   \
     X(ContrastiveWeights, contrastive_weights)                   \
     X(ContrastiveScale, contrastive_scale)                       \
