@@ -12,7 +12,7 @@
 //
 //   tensor      shape              dtype  what (all scratch, `int8_scratch`)
 //   quantized   [B + M, D']        s8     rows in 8 bits, D' = D rounded up to 16
-//   facts       [B + M]            Fact   of each row: its scale, and how wide its bounds are
+//   facts       [B]; [M]           Fact; RowFact  a row's scale, and how wide its bounds are
 //   counts      [B]                u32    candidates
 //   bounds      [B]                u32    largest upper bound so far, as `ordered`
 //   candidates  [B, CAPACITY]      Best   row and upper bound
@@ -47,10 +47,27 @@ constexpr float SLACK = 1.001f;   // covers the rounding of a norm and of a diff
 //
 // where `most` is the largest |dq| / |q| of all queries plus the rounding of a score, so that g t
 // covers |q'||dp| + |dq||p|. The lower bound is 2 g t below.
-struct alignas(8) Fact {
+struct Fact {
     float scale;
     float reach;  // g of a query, t of a row of the pool
 };
+
+// A row's in 32 bits, both rounded up to bf16: the scale before anything is divided by it.
+typedef uint32_t RowFact;
+constexpr RowFact NO_ROW = 0xff800000u;  // reaches -infinity
+
+// Not below x >= 0, and bf16.
+__device__ __forceinline__ float rounded_up(float x) {
+    return __uint_as_float((__float_as_uint(x) + 0xffffu) & 0xffff0000u);
+}
+
+__device__ __forceinline__ RowFact packed(const Fact& fact) {
+    return __float_as_uint(fact.reach) | __float_as_uint(fact.scale) >> 16;
+}
+
+__device__ __forceinline__ Fact unpacked(RowFact fact) {
+    return {__uint_as_float(fact << 16), __uint_as_float(fact & 0xffff0000u)};
+}
 
 struct Totals {
     // as bits of floats, which are not negative: the largest |dq| / |q| of a query, t of a row
@@ -62,7 +79,8 @@ struct Totals {
 struct Scratch {
     Totals* totals;
     int8_t *queries, *rows;
-    Fact *query_facts, *row_facts;
+    Fact* query_facts;
+    RowFact* row_facts;
     uint32_t *counts, *bounds;
     Best* candidates;
     uint32_t* left;
@@ -83,7 +101,7 @@ inline int64_t lay_out(Scratch* s, unsigned char* at, int64_t queries, int64_t r
     next(&s->queries, queries * padded(width));
     next(&s->rows, rows * padded(width));
     next(&s->query_facts, queries);
-    next(&s->row_facts, rows + 1);  // read in pairs
+    next(&s->row_facts, ceil_div(rows, COLS) * COLS);
     next(&s->counts, queries);
     next(&s->bounds, queries);
     next(&s->candidates, queries * CAPACITY);
@@ -96,19 +114,22 @@ constexpr int CLEAR_THREADS = 256;
 
 struct Clear {
     Scratch s;
-    int64_t queries_n;
+    int64_t queries_n, pool_n;
 };
 
+// Nothing is known yet; and rows past the last, up to a whole tile, win nothing.
 __global__ void __launch_bounds__(CLEAR_THREADS) pool_clear_kernel(Clear c) {
     const int64_t i = int64_t(blockIdx.x) * CLEAR_THREADS + threadIdx.x;
     if (i == 0) *c.s.totals = {0, 0, 0, 0};
     if (i < c.queries_n) c.s.counts[i] = c.s.bounds[i] = 0;
+    if ((c.pool_n + i) / COLS == c.pool_n / COLS) c.s.row_facts[c.pool_n + i] = NO_ROW;
 }
 
 struct Quantize {
     const bf16* from;
     int8_t* to;
-    Fact* facts;
+    Fact* query_facts;  // null: these are the pool's rows
+    RowFact* row_facts;
     Totals* totals;
     int64_t rows;
     int32_t width, padded;
@@ -119,7 +140,6 @@ constexpr int QUANTIZE_THREADS = 256;
 
 // A warp takes a row. 8 bits say nothing about one that holds what is no number, or is so large or
 // small that the square of its scale is none.
-template <bool POOL>
 __global__ void __launch_bounds__(QUANTIZE_THREADS) pool_quantize_kernel(Quantize q) {
     const int lane = int(threadIdx.x) % WARP;
     const int64_t row = (int64_t(blockIdx.x) * QUANTIZE_THREADS + threadIdx.x) / WARP;
@@ -135,7 +155,7 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS) pool_quantize_kernel(Quantiz
     }
     most = warp_max(most);
     odd = __any_sync(ALL_LANES, odd) || (most > 0 && most < 1e-15f);
-    const float scale = odd ? 0.f : most / 127, inverse = scale > 0 ? 127 / most : 0.f;
+    const float scale = odd ? 0.f : rounded_up(most / 127), inverse = scale > 0 ? 1 / scale : 0.f;
     float error = 0;
     for (int c = lane; c < q.padded; c += WARP) {
         const float x = c < q.width && !odd ? to_float(from[c]) : 0.f;
@@ -147,23 +167,22 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS) pool_quantize_kernel(Quantiz
     error = sqrtf(warp_sum(error)) * SLACK;
     norm = sqrtf(warp_sum(norm)) * SLACK;
     if (lane != 0) return;
-    if (POOL) {
+    if (q.query_facts != nullptr) {
+        q.query_facts[row] = {scale, odd ? INFINITY : scale > 0 ? (norm + error) / scale : 0.f};
+        if (scale > 0) atomicMax(&q.totals->query_error, __float_as_uint(error / norm));
+    } else {
         const float most_query = __uint_as_float(q.totals->query_error) + q.rounding;
-        const float reach = odd ? 0.f : error + most_query * norm;
-        q.facts[row] = {scale, reach};
+        const float reach = odd ? 0.f : rounded_up(error + most_query * norm);
+        q.row_facts[row] = packed({scale, reach});
         atomicMax(&q.totals->widest, __float_as_uint(reach));
         if (odd) atomicAdd(&q.totals->odd, 1u);
-    } else {
-        q.facts[row] = {scale, odd ? INFINITY : scale > 0 ? (norm + error) / scale : 0.f};
-        if (scale > 0) atomicMax(&q.totals->query_error, __float_as_uint(error / norm));
     }
 }
 
-template <bool POOL>
 int32_t quantize(RoclipStream stream, const Quantize& q) {
     const int64_t blocks = ceil_div(q.rows, QUANTIZE_THREADS / WARP);
-    return launch<pool_quantize_kernel<POOL>>(stream, dim3(unsigned(blocks)),
-                                              dim3(QUANTIZE_THREADS), 0, q);
+    return launch<pool_quantize_kernel>(stream, dim3(unsigned(blocks)), dim3(QUANTIZE_THREADS), 0,
+                                        q);
 }
 
 // ---------------------------------------------------------------------------------------- filter
@@ -180,19 +199,18 @@ __device__ __forceinline__ float unordered(uint32_t x) {
 
 // Below this no upper bound is a winner's, where `top` is the largest of all: a lower bound of that
 // row, or less.
-__device__ __forceinline__ float least_upper(float top, float g, float widest) {
-    return top - 2 * SLACK * g * widest;
+__device__ __forceinline__ float least_upper(float top, float g, const Totals& totals) {
+    return top - 2 * SLACK * g * __uint_as_float(totals.widest);
 }
 
 struct Filter {
     Operands operands;
     Scratch s;
-    int64_t queries_n, pool_n;
+    int64_t queries_n;
 };
 
 struct Candidates {
     const Filter& f;
-    float widest;
     float g[2], top[2];  // of this lane's queries
     int query[2];
 
@@ -208,22 +226,19 @@ struct Candidates {
     }
 
     __device__ __forceinline__ void tile(hopper::Tile<int8_t, COLS>& products, int, int tile) {
-        const int col = tile * COLS, left = int(f.pool_n) - col - col_of(0);
-        const Fact* const facts = f.s.row_facts + col + col_of(0);
+        const int col = tile * COLS;
+        const RowFact* const facts = f.s.row_facts + col + col_of(0);
         float upper[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (int i = 0; i < OF_ROW; i += 2) {
-            if (i % 16 == 0) __syncwarp();  // or all loads would begin at once, in all registers
-            const int at = col_of(i) - col_of(0);
-            Vec<float, 4> two = {};  // scale and reach of two rows
-            if (at < left) two = load<4>(&facts[at].scale);
+            const Vec<RowFact, 2> two = load<2>(facts + col_of(i) - col_of(0));
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const float scale = two[2 * e], t = at + e < left ? two[2 * e + 1] : -INFINITY;
+                const Fact fact = unpacked(two[e]);
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     int32_t& product = element(products, h, i + e);
-                    const float bound = fmaf(g[h], t, float(product) * scale);
+                    const float bound = fmaf(g[h], fact.reach, float(product) * fact.scale);
                     product = int32_t(__float_as_uint(bound));
                     upper[h] = fmaxf(upper[h], bound);
                 }
@@ -235,7 +250,7 @@ struct Candidates {
                 upper[h] = fmaxf(upper[h], __shfl_xor_sync(ALL_LANES, upper[h], step));
             }
             top[h] = fmaxf(top[h], upper[h]);
-            const float least = least_upper(top[h], g[h], widest);
+            const float least = least_upper(top[h], g[h], *f.s.totals);
             if (upper[h] >= least) take_down(products, h, col, least);
         }
     }
@@ -245,11 +260,11 @@ struct Candidates {
 #pragma unroll
         for (int i = 0; i < OF_ROW; ++i) {
             const float bound = __uint_as_float(uint32_t(element(products, h, i)));
-            const int row = col + col_of(i);
-            if (!(bound >= least) || row >= f.pool_n) continue;
+            if (!(bound >= least)) continue;
             const uint32_t slot = atomicAdd(f.s.counts + query[h], 1u);
             if (slot >= CAPACITY) continue;
-            f.s.candidates[int64_t(query[h]) * CAPACITY + slot] = {bound, uint32_t(row)};
+            f.s.candidates[int64_t(query[h]) * CAPACITY + slot] =
+                {bound, uint32_t(col + col_of(i))};
         }
     }
 
@@ -266,7 +281,7 @@ struct Candidates {
 __global__ void __launch_bounds__(THREADS, 1)
     pool_filter_kernel(const __grid_constant__ Filter f) {
     if (f.s.totals->odd) return;  // all queries are left
-    Candidates consumer = {f, __uint_as_float(f.s.totals->widest), {}, {}, {}};
+    Candidates consumer = {f, {}, {}, {}};
     run<int8_t, COLS>(f.operands, f.operands.work, consumer);
 }
 
@@ -308,7 +323,7 @@ __device__ __forceinline__ int keep(const Rescore& r, int query, uint32_t found,
     if (threadIdx.x == 0) n = 0;
     __syncthreads();
     const float top = unordered(r.s.bounds[query]), g = r.s.query_facts[query].reach;
-    const float least = least_upper(top, g, __uint_as_float(r.s.totals->widest));
+    const float least = least_upper(top, g, *r.s.totals);
     for (uint32_t i = threadIdx.x; i < found; i += WARPGROUP) {
         const Best candidate = r.s.candidates[int64_t(query) * CAPACITY + i];
         if (candidate.score >= least) kept[atomicAdd(&n, 1u)] = candidate.index;
@@ -387,23 +402,21 @@ int32_t pool_match_int8(RoclipStream stream, const PoolMatch& a) {
     if (!fit || a.k != 1 || !a.int8_scratch) return ROCLIP_REFUSED;
     Scratch s;
     lay_out(&s, static_cast<unsigned char*>(a.int8_scratch), a.queries_n, a.pool_n, a.width);
-    const unsigned blocks = unsigned(ceil_div(a.queries_n, CLEAR_THREADS));
-    int32_t error =
-        launch<pool_clear_kernel>(stream, dim3(blocks), dim3(CLEAR_THREADS), 0, Clear{s, a.queries_n});
+    const int64_t clear = a.queries_n > COLS ? a.queries_n : COLS;
+    int32_t error = launch<pool_clear_kernel>(stream, dim3(unsigned(ceil_div(clear, CLEAR_THREADS))),
+                                              dim3(CLEAR_THREADS), 0,
+                                              Clear{s, a.queries_n, a.pool_n});
     const int32_t width = padded(a.width);
     const float rounding = float(a.width + 8) / float(1 << 22);
-    if (!error) {
-        error = quantize<false>(stream, {a.queries, s.queries, s.query_facts, s.totals, a.queries_n,
-                                         a.width, width, rounding});
-    }
-    if (!error) {
-        error = quantize<true>(stream, {a.pool, s.rows, s.row_facts, s.totals, a.pool_n, a.width,
-                                        width, rounding});
-    }
+    const Quantize queries = {a.queries, s.queries,   s.query_facts, nullptr, s.totals,
+                              a.queries_n, a.width, width,         rounding};
+    const Quantize pool = {a.pool,   s.rows,  nullptr, s.row_facts, s.totals,
+                           a.pool_n, a.width, width,   rounding};
+    if (!error) error = quantize(stream, queries);
+    if (!error) error = quantize(stream, pool);
     Filter f = {};
     f.s = s;
     f.queries_n = a.queries_n;
-    f.pool_n = a.pool_n;
     if (!error) {
         error = describe<int8_t, COLS>(&f.operands, s.queries, a.queries_n, s.rows, a.pool_n, width);
     }
