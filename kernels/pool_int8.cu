@@ -386,14 +386,8 @@ __global__ void __launch_bounds__(WARPGROUP) pool_rescore_kernel(Rescore r) {
 }  // namespace
 
 int32_t pool_int8_bytes(RoclipStream, const PoolInt8Bytes* args) {
-    // What quantizing and rescoring cost is earned back by many queries of many rows only.
-    constexpr int64_t QUERIES = 2048, ROWS_OF_POOL = 65536;
-    const bool large = args->queries_n >= QUERIES && args->pool_n >= ROWS_OF_POOL;
-    const bool wanted = args->kernel == ROCLIP_INT8 || (args->kernel == ROCLIP_AUTO && large);
     Scratch s;
-    *args->bytes = wanted && has_sm90a() && args->width % 8 == 0
-                       ? lay_out(&s, nullptr, args->queries_n, args->pool_n, args->width)
-                       : 0;
+    *args->bytes = lay_out(&s, nullptr, args->queries_n, args->pool_n, args->width);
     return 0;
 }
 

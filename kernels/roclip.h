@@ -237,12 +237,10 @@ typedef struct PoolMatch {
     void *int8_scratch; /* as many bytes as pool_int8_bytes says, aligned to 128, or null */
 } PoolMatch;
 
-/* Starts nothing: writes how many bytes PoolMatch.int8_scratch wants, 0 where the int8 kernel cannot
- * run or, with ROCLIP_AUTO, is not worth it. */
+/* Starts nothing: writes how many bytes PoolMatch.int8_scratch wants. */
 typedef struct PoolInt8Bytes {
     int64_t queries_n, pool_n;
     int32_t width;
-    int32_t kernel;
     int64_t *bytes; /* [1], on the host */
 } PoolInt8Bytes;
 

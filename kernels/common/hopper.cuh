@@ -296,7 +296,10 @@ inline bool fits(int64_t rows_n, int64_t cols_n, int32_t width, const void* rows
            aligned(16, rows, cols);
 }
 
-inline int clusters() { return multiprocessors() / CLUSTER; }
+inline int clusters() {
+    const int fit = multiprocessors() / CLUSTER;
+    return fit > 0 ? fit : 1;
+}
 
 // Describes the operands; returns a cudaError_t.
 template <class E, int COLS>

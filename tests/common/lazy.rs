@@ -352,7 +352,7 @@ later! { PatchEmbedding:
     patch_embedding_backward_class(shape: by PatchShape, dout: read f32, dclass: write f32);
 }
 later! { Pool:
-    pool_match(width: by usize, queries: read f32, rows: read f32, index: write u32,
+    pool_match(width: by usize, k: by usize, queries: read f32, rows: read f32, index: write u32,
                score: write f32);
     pool_insert(width: by usize, rows: read f32, pool: write f32, at: by usize);
 }

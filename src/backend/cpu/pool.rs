@@ -17,6 +17,7 @@ impl<F: CpuFloat> Pool for Cpu<F> {
     fn pool_match(
         &self,
         width: usize,
+        k: usize,
         queries: View<'_, Self, F>,
         rows: View<'_, Self, F>,
         index: ViewMut<'_, Self, u32>,
@@ -25,10 +26,10 @@ impl<F: CpuFloat> Pool for Cpu<F> {
         let (queries, rows) = (queries.slice(), rows.slice());
         let (index, score) = (index.slice_mut(), score.slice_mut());
         self.run(|| {
-            let best = index.par_chunks_mut(QUERIES).zip(score.par_chunks_mut(QUERIES));
+            let best = index.par_chunks_mut(QUERIES * k).zip(score.par_chunks_mut(QUERIES * k));
             best.zip(queries.par_chunks(QUERIES * width)).for_each(|((index, score), queries)| {
                 self.scratch(QUERIES * ROWS, |tile| {
-                    nearest(self, width, queries, rows, tile, index, score)
+                    nearest(self, [width, k], queries, rows, tile, index, score)
                 });
             });
         });
@@ -50,10 +51,10 @@ impl<F: CpuFloat> Pool for Cpu<F> {
     }
 }
 
-/// The best row of every query of one block, tile by tile.
+/// The `k` best rows of every query of one block, tile by tile.
 fn nearest<F: CpuFloat>(
     cpu: &Cpu<F>,
-    width: usize,
+    [width, k]: [usize; 2],
     queries: &[F],
     rows: &[F],
     tile: &mut [F],
@@ -65,14 +66,29 @@ fn nearest<F: CpuFloat>(
     for (block, rows) in rows.chunks(ROWS * width).enumerate() {
         let n = rows.len() / width;
         let (q, r) = (Mat::rows(queries, width), Mat::cols(rows, width));
-        cpu.gemm_here([index.len(), width, n], q, r, Write::Set, tile, n);
-        for ((index, score), found) in index.iter_mut().zip(&mut *score).zip(tile.chunks_exact(n)) {
+        cpu.gemm_here([index.len() / k, width, n], q, r, Write::Set, tile, n);
+        let best = index.chunks_exact_mut(k).zip(score.chunks_exact_mut(k));
+        for ((index, score), found) in best.zip(tile.chunks_exact(n)) {
             for (row, &found) in found.iter().enumerate() {
-                // a score that is still NaN yields to any number
-                if found > *score || (score.is_nan() && !found.is_nan()) {
-                    (*index, *score) = ((block * ROWS + row) as u32, found);
+                if ahead(found, score[k - 1]) {
+                    insert(index, score, (block * ROWS + row) as u32, found);
                 }
             }
         }
     }
+}
+
+/// Whether a score of a later row comes first; one that is still NaN yields to any number.
+fn ahead<F: CpuFloat>(found: F, score: F) -> bool {
+    found > score || (score.is_nan() && !found.is_nan())
+}
+
+/// Takes a score that is ahead of the last one in, behind those that it is not ahead of.
+fn insert<F: CpuFloat>(index: &mut [u32], score: &mut [F], row: u32, found: F) {
+    let mut at = score.len() - 1;
+    while at > 0 && ahead(found, score[at - 1]) {
+        (index[at], score[at]) = (index[at - 1], score[at - 1]);
+        at -= 1;
+    }
+    (index[at], score[at]) = (row, found);
 }

@@ -65,6 +65,8 @@ pub enum Kernels {
     Hopper,
     /// Those without what makes them fast, to compare with.
     Plain,
+    /// [`Kernels::Hopper`], after a search in 8 bits where an operation has one.
+    Int8,
 }
 
 /// A GPU as a device. Clones are the same device.
@@ -134,6 +136,7 @@ impl<M: Machine> Gpu<M> {
             Kernels::Portable => api::ROCLIP_PORTABLE,
             Kernels::Hopper => api::ROCLIP_HOPPER,
             Kernels::Plain => api::ROCLIP_PLAIN,
+            Kernels::Int8 => api::ROCLIP_INT8,
         };
         kernel as i32
     }

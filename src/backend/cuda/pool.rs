@@ -1,35 +1,68 @@
-//! Launch of `kernels/pool.cu`; an insertion is one copy, or two where the ring wraps.
+//! Launches of `kernels/pool.cu`; an insertion is one copy, or two where the ring wraps.
 
-use super::api::{self, PoolMatch};
-use super::machine::Machine;
-use super::{Gpu, int};
-use crate::backend::ops::pool::Pool;
+use super::api::{self, PoolInt8Bytes, PoolMatch};
+use super::machine::{Address, Machine};
+use super::{Gpu, Kernels, int};
+use crate::backend::ops::pool::{Pool, TOP_K};
 use crate::backend::{Device, View, ViewMut};
 use crate::error::Result;
 use half::bf16;
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+/// A search in 8 bits first is worth what it costs from so many queries and rows on.
+const INT8_PAYS: (i64, i64) = (2048, 65_536);
+
+impl<M: Machine> Gpu<M> {
+    /// Bytes of scratch memory for a search in 8 bits; 0 where there is to be none.
+    fn int8_bytes(&self, k: usize, queries_n: i64, pool_n: i64, width: usize) -> usize {
+        let pays = queries_n >= INT8_PAYS.0 && pool_n >= INT8_PAYS.1;
+        let wanted = match self.kernels {
+            Kernels::Auto => pays && self.machine.is_hopper(),
+            Kernels::Int8 => true,
+            _ => false,
+        };
+        let mut bytes = 0;
+        if wanted && k == 1 {
+            let args = PoolInt8Bytes { queries_n, pool_n, width: int(width), bytes: &raw mut bytes };
+            let launcher = self.machine.kernels().pool_int8_bytes.expect("the table is full");
+            // SAFETY: it starts nothing and writes the one number.
+            unsafe { launcher(null_mut(), &raw const args) };
+        }
+        bytes as usize
+    }
+}
 
 impl<M: Machine> Pool for Gpu<M> {
     fn pool_match(
         &self,
         width: usize,
+        k: usize,
         queries: View<'_, Self, bf16>,
         rows: View<'_, Self, bf16>,
         index: ViewMut<'_, Self, u32>,
         score: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
-        let candidates = api::ROCLIP_STRIPS as usize * index.len;
-        let scores = self.scratch(candidates * (size_of::<f32>() + size_of::<u32>()))?;
+        let (queries_n, pool_n) = ((queries.len / width) as i64, (rows.len / width) as i64);
+        let int8 = self.int8_bytes(k, queries_n, pool_n, width);
+        let of_query = if k == 1 { 1 } else { TOP_K };
+        let candidates = api::ROCLIP_STRIPS as usize * of_query * queries_n as usize;
+        let each = candidates * size_of::<f32>();
+        let scratch = self.scratch(int8 + 2 * each)?;
+        let best = scratch + int8 as Address;
         let args = PoolMatch {
             queries: queries.ptr(),
             pool: rows.ptr(),
             index: index.ptr(),
             score: score.ptr(),
-            best_score: scores as *mut f32,
-            best_index: (scores + (candidates * size_of::<f32>()) as u64) as *mut u32,
-            queries_n: index.len as i64,
-            pool_n: (rows.len / width) as i64,
+            best_score: best as *mut f32,
+            best_index: (best + each as Address) as *mut u32,
+            queries_n,
+            pool_n,
             width: int(width),
+            k: int(k),
             kernel: self.kernel(),
+            int8_scratch: if int8 == 0 { null_mut() } else { scratch as *mut c_void },
         };
         self.launch("pool::matching", |k| k.pool_match, args)
     }

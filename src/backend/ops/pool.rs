@@ -6,10 +6,11 @@ use crate::error::Result;
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
 pub trait Pool: Device {
-    /// See [`matching`].
+    /// See [`top_k`].
     fn pool_match(
         &self,
         width: usize,
+        k: usize,
         queries: View<'_, Self, Self::Act>,
         rows: View<'_, Self, Self::Act>,
         index: ViewMut<'_, Self, u32>,
@@ -26,24 +27,46 @@ pub trait Pool: Device {
     ) -> Result<()>;
 }
 
-/// For every query the nearest row: `index[b] = argmaxₘ ⟨queries[b], rows[m]⟩`.
+/// Most rows that [`top_k`] finds for a query.
+pub const TOP_K: usize = 8;
+
+/// For every query the nearest row: [`top_k`] with `k = 1`.
+///
+/// # Errors
+/// As [`top_k`].
+pub fn matching<D: Pool>(
+    device: &D,
+    width: usize,
+    queries: View<'_, D, D::Act>,
+    rows: View<'_, D, D::Act>,
+    index: ViewMut<'_, D, u32>,
+    score: ViewMut<'_, D, D::Acc>,
+) -> Result<()> {
+    top_k(device, width, 1, queries, rows, index, score)
+}
+
+/// For every query the `k` nearest rows, nearest first: `index[b, 0] = argmaxₘ ⟨queries[b],
+/// rows[m]⟩`, `index[b, 1]` the argmax without that row, and so on.
 ///
 /// | name      | shape                                  | dtype |
 /// |-----------|----------------------------------------|-------|
 /// | `queries` | `[B, D]`, rows of length 1             | Act   |
 /// | `rows`    | `[M, D]`, rows of length 1; pass only the filled ones | Act |
-/// | `index`   | `[B]`, overwritten; each below `M`     | u32   |
-/// | `score`   | `[B]`, overwritten: that inner product | Acc   |
+/// | `index`   | `[B, k]`, overwritten; each below `M`  | u32   |
+/// | `score`   | `[B, k]`, overwritten: those inner products | Acc |
 ///
-/// Equal scores go to the lowest row. NaN never wins; where every score is NaN, the index is 0 and
-/// the score NaN. Nothing of size `B·M` is stored. No gradient: argmax has none.
-/// Cost: `2·B·M·D` flop. Source: the matching step of RoCLIP (Yang, Gao, Mirzasoleiman 2023).
+/// Of equal scores the lowest row comes first. NaN never wins; where no score is left that is a
+/// number, the index is 0 and the score NaN. Nothing of size `B·M` is stored. No gradient: argmax
+/// has none. Cost: `2·B·M·D` flop. Source: the matching step of RoCLIP (Yang, Gao, Mirzasoleiman
+/// 2023).
 ///
 /// # Errors
-/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
-pub fn matching<D: Pool>(
+/// [`crate::Error::Shape`]: an extent disagrees, or `k` is not from 1 to [`TOP_K`] and at most `M`.
+/// Nothing was computed.
+pub fn top_k<D: Pool>(
     device: &D,
     width: usize,
+    k: usize,
     queries: View<'_, D, D::Act>,
     rows: View<'_, D, D::Act>,
     index: ViewMut<'_, D, u32>,
@@ -59,9 +82,14 @@ pub fn matching<D: Pool>(
     require(op, whole, "queries must be [B, D], rows [M, D], M < 2^32", || {
         format!("{}, {}, D = {width}", queries.len, rows.len)
     })?;
-    let out = index.len == b && score.len == b;
-    require(op, out, "index and score must be [B]", || format!("{}, {}", index.len, score.len))?;
-    device.pool_match(width, queries, rows, index, score)
+    require(op, (1..=TOP_K.min(m)).contains(&k), "k must be from 1 to 8, and at most M", || {
+        format!("k = {k}, M = {m}")
+    })?;
+    let out = index.len == b * k && score.len == b * k;
+    require(op, out, "index and score must be [B, k]", || {
+        format!("{}, {}, k = {k}", index.len, score.len)
+    })?;
+    device.pool_match(width, k, queries, rows, index, score)
 }
 
 /// Writes rows into the ring: row `i` goes to slot `(at + i) mod M`, overwriting.
