@@ -18,6 +18,7 @@ mod layernorm;
 mod linear;
 mod patch_embedding;
 mod pool;
+mod pool_search;
 mod rows;
 mod same_bits;
 mod twin;

@@ -2,7 +2,7 @@
 //! row in front, and winners in the first and last place; insertion against a loop. Against its
 //! twin: queries and rows around a tile's 128, more tiles than strips, widths of every remainder.
 
-use super::twin::{self, Tensor, U, on_every_twin};
+use super::twin::{self, Tensor, U, on_every_kernel, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::pool;
@@ -44,6 +44,31 @@ fn agrees_with_its_twin<D: Backend>(device: &D) {
     }
 }
 on_every_twin!(agrees_with_its_twin);
+on_every_kernel!(agrees_with_its_twin, kernels: Portable, Plain);
+
+/// Around the tiles of the Hopper kernels: bands of 256 queries, tiles of 208 and 256 rows, steps of
+/// 64 and 128 elements, one strip and several.
+fn agrees_with_its_twin_around_tiles<D: Backend>(device: &D) {
+    for (b, m, width) in [
+        (1, 1, 8),
+        (3, 207, 16),
+        (128, 208, 64),
+        (129, 209, 72),
+        (255, 255, 120),
+        (256, 256, 128),
+        (257, 257, 136),
+        (300, 415, 8),
+        (2, 417, 248),
+        (70, 513, 264),
+        (5, 2 * 3 * 256 + 1, 8),
+        (600, 1900, 24),
+        (9, 66 * 256 + 7, 8),
+        (4, 300, 2048),
+    ] {
+        compare(device, b, m, width, 0);
+    }
+}
+on_every_kernel!(agrees_with_its_twin_around_tiles, around_tiles: Hopper, Int8);
 
 /// Most queries stand in the pool, some of them several times; some rows are NaN.
 ///
@@ -109,25 +134,29 @@ fn a_query_of_nan_gets_row_0<D: Backend>(device: &D) {
     assert!(score[0].is_nan() && score[1] == 1.0, "{score:?}");
 }
 on_every_twin!(a_query_of_nan_gets_row_0);
+on_every_kernel!(a_query_of_nan_gets_row_0, of_nan: Portable, Plain);
 
 /// Equal rows at every distance from the end of a tile must score equal bits, or the tie rule
 /// fails.
 fn equal_rows_tie_wherever_they_stand<D: Backend>(device: &D) {
-    let width = 37;
-    let row: Vec<f64> = (0..width).map(|i| f64::from((i * 7919 % 1000) as f32 / 999.0)).collect();
-    for (b, m) in [(1, 3), (1, 257), (3, 259), (5, 300), (32, 264), (33, 513), (2, 16_700)] {
-        let queries = buffer::<D, D::Act>(device, &row.repeat(b));
-        let rows = buffer::<D, D::Act>(device, &row.repeat(m));
-        let mut index = device.buffer(&vec![7u32; b]).unwrap();
-        let mut score = filled::<D, D::Acc>(device, f64::NAN, b);
-        let from = (View::all(&queries), View::all(&rows));
-        let to = (ViewMut::all(&mut index), ViewMut::all(&mut score));
-        pool::matching(device, width, from.0, from.1, to.0, to.1).unwrap();
-        let index = device.to_vec::<u32>(View::all(&index)).unwrap();
-        assert_eq!(index, vec![0; b], "{b} queries, {m} rows");
+    for width in [37, 40] {
+        let value = |i: usize| f64::from((i * 7919 % 1000) as f32 / 999.0);
+        let row: Vec<f64> = (0..width).map(value).collect();
+        for (b, m) in [(1, 3), (1, 257), (3, 259), (5, 300), (32, 264), (33, 513), (2, 16_700)] {
+            let queries = buffer::<D, D::Act>(device, &row.repeat(b));
+            let rows = buffer::<D, D::Act>(device, &row.repeat(m));
+            let mut index = device.buffer(&vec![7u32; b]).unwrap();
+            let mut score = filled::<D, D::Acc>(device, f64::NAN, b);
+            let from = (View::all(&queries), View::all(&rows));
+            let to = (ViewMut::all(&mut index), ViewMut::all(&mut score));
+            pool::matching(device, width, from.0, from.1, to.0, to.1).unwrap();
+            let index = device.to_vec::<u32>(View::all(&index)).unwrap();
+            assert_eq!(index, vec![0; b], "{b} queries, {m} rows, D = {width}");
+        }
     }
 }
 on_every_twin!(equal_rows_tie_wherever_they_stand);
+on_every_kernel!(equal_rows_tie_wherever_they_stand, ties: Portable, Plain, Int8);
 
 fn inserts_in_a_ring<D: Backend>(device: &D) {
     let width = 3;
@@ -159,7 +188,7 @@ fn refuses_what_does_not_fit() {
     refused(call(3, [6, 0, 2, 2]), op, "B, M and D must be at least 1");
     refused(call(0, [6, 9, 2, 2]), op, "B, M and D must be at least 1");
     refused(call(3, [6, 10, 2, 2]), op, "queries must be [B, D], rows [M, D], M < 2^32");
-    refused(call(3, [6, 9, 3, 2]), op, "index and score must be [B]");
+    refused(call(3, [6, 9, 3, 2]), op, "index and score must be [B, k]");
 
     let insert = |rows: usize, pool: usize, at| {
         let (rows, mut pool) = (vec![0.0; rows], vec![0.0; pool]);

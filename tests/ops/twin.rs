@@ -70,6 +70,46 @@ macro_rules! on_every_twin {
         }
     };
 }
+/// As `on_every_twin` on GPUs, emulated and real, for each of these of an operation's kernels; with
+/// persistent ones, the number of multiprocessors must not show either.
+macro_rules! on_every_kernel {
+    ($test:ident, $module:ident: $($kernels:ident),+) => {
+        #[cfg(any(feature = "sim", feature = "cuda"))]
+        mod $module {
+            use roclip::backend::cuda::{Gpu, Kernels::{self, $($kernels),+}};
+
+            const ALL: &[Kernels] = &[$($kernels),+];
+
+            #[test]
+            #[cfg(feature = "sim")]
+            fn sim() {
+                use crate::ops::twin::bits_of;
+                use roclip::backend::cuda::{Emulator, Mode, selftest::set_multiprocessors};
+                for &kernels in ALL {
+                    let run = |mode, seed, multiprocessors| {
+                        set_multiprocessors(multiprocessors);
+                        let gpu = Gpu::new(Emulator::new(mode, seed)).unwrap();
+                        bits_of(|| super::$test(&gpu.with_kernels(kernels)))
+                    };
+                    let (lazy, mixed) = (run(Mode::Lazy, 2, 6), run(Mode::Mixed, 6, 3));
+                    assert_eq!(lazy, mixed, "{kernels:?}: the order of threads shows");
+                    run(Mode::Eager, 1, 6);
+                }
+            }
+
+            #[test]
+            #[cfg(feature = "cuda")]
+            fn cuda() {
+                for &kernels in ALL {
+                    let card = roclip::backend::cuda::Card::new(0).unwrap();
+                    super::$test(&Gpu::new(card).unwrap().with_kernels(kernels));
+                }
+            }
+        }
+    };
+}
+pub(crate) use on_every_kernel;
+
 pub(crate) use on_every_twin;
 
 /// The twin's device; its buffers and weights are vectors.
