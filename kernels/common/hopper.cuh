@@ -200,7 +200,7 @@ __device__ __forceinline__ void produce(const Operands& o, const Work& work,
 // ---- consumers: two warpgroups ----
 
 // tile = rows . cols^T over all of D; the ring moves on by `steps`. `ahead`: the steps after which
-// the other consumer may begin, below 0 where it has.
+// the other consumer may begin, 0 where it has; below 0 for that one until it has.
 template <int COLS, class Sum>
 __device__ __forceinline__ void multiply(Sum (&tile)[COLS / 2], int steps, Place& at, int& ahead,
                                          const unsigned char* stages, const Barriers& b) {
@@ -228,7 +228,7 @@ __device__ __forceinline__ void multiply(Sum (&tile)[COLS / 2], int steps, Place
             wgmma_wait<1>();
             give_back(before);
         }
-        if (ahead >= 0 && --ahead == 0 && threadIdx.x == 0) mbarrier_arrive(b.lead);
+        if (ahead > 0 && --ahead == 0 && threadIdx.x == 0) mbarrier_arrive(b.lead);
         before = at.stage;
         at.advance();
     }
@@ -260,11 +260,11 @@ __device__ __forceinline__ void run(const Operands& o, const Work& work, Consume
         __syncwarp();
     } else {
         registers_claim<CONSUMER_REGISTERS>();
-        const bool leads = threadIdx.x < WARPGROUP;
-        if (!leads) mbarrier_wait(b.lead, 0);
-        int ahead = leads ? min(LEAD, work.steps) : -1;
+        int ahead = threadIdx.x < WARPGROUP ? min(LEAD, work.steps) : -1;
         Place at;
         for_items(work, [&](const Item& item) {
+            if (ahead < 0) mbarrier_wait(b.lead, 0);
+            ahead = max(ahead, 0);
             consumer.begin(item);
             for (int tile = item.tile; tile < item.tile_end; ++tile) {
                 for (int band = item.band; band < item.band_end; ++band) {

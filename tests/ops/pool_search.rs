@@ -2,7 +2,7 @@
 //! rows, NaN rows and too few rows make hard; and the search in 8 bits against the one in bf16,
 //! which must find the same rows with the same bits whatever the data.
 
-use super::twin::{self, Tensor, U, on_every_kernel, on_every_twin};
+use super::twin::{Tensor, U, on_every_kernel, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::pool;
@@ -88,6 +88,7 @@ fn check(what: &str, query: &[f64], rows: &[f64], (index, score): (&[u32], &[f64
 #[cfg(feature = "sim")]
 mod int8 {
     use super::*;
+    use roclip::backend::Device;
     use roclip::backend::cuda::{Emulator, Gpu, Kernels, Mode};
 
     /// Rows and scores, as bits.

@@ -101,7 +101,7 @@ macro_rules! on_every_kernel {
             #[cfg(feature = "cuda")]
             fn cuda() {
                 for &kernels in ALL {
-                    let card = roclip::backend::cuda::Card::new(0).unwrap();
+                    let card = roclip::backend::cuda::Card::open(0).unwrap();
                     super::$test(&Gpu::new(card).unwrap().with_kernels(kernels));
                 }
             }
