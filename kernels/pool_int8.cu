@@ -52,7 +52,8 @@ struct Fact {
     float reach;  // g of a query, t of a row of the pool
 };
 
-// A row's in 32 bits, both rounded up to bf16: the scale before anything is divided by it.
+// A row's in 32 bits: the scale, which is bf16, lies where the reach has the lower half of its
+// significand. That makes it no smaller than the reach rounded up to bf16, so bounds stay bounds.
 typedef uint32_t RowFact;
 constexpr RowFact NO_ROW = 0xff800000u;  // reaches -infinity
 
@@ -66,7 +67,7 @@ __device__ __forceinline__ RowFact packed(const Fact& fact) {
 }
 
 __device__ __forceinline__ Fact unpacked(RowFact fact) {
-    return {__uint_as_float(fact << 16), __uint_as_float(fact & 0xffff0000u)};
+    return {__uint_as_float(fact << 16), __uint_as_float(fact)};
 }
 
 struct Totals {
@@ -173,8 +174,9 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS) pool_quantize_kernel(Quantiz
     } else {
         const float most_query = __uint_as_float(q.totals->query_error) + q.rounding;
         const float reach = odd ? 0.f : rounded_up(error + most_query * norm);
-        q.row_facts[row] = packed({scale, reach});
-        atomicMax(&q.totals->widest, __float_as_uint(reach));
+        const RowFact fact = packed({scale, reach});
+        q.row_facts[row] = fact;
+        atomicMax(&q.totals->widest, __float_as_uint(unpacked(fact).reach));
         if (odd) atomicAdd(&q.totals->odd, 1u);
     }
 }
@@ -211,23 +213,26 @@ struct Filter {
 
 struct Candidates {
     const Filter& f;
-    float g[2], top[2];  // of this lane's queries
-    int query[2];
+    int query;     // this lane's first; the second is 8 rows on
+    float top[2];  // of each the largest upper bound; infinity where nothing is a candidate
+
+    __device__ __forceinline__ float reach(int h) const {
+        const int at = query + 8 * h;
+        return at < f.queries_n ? f.s.query_facts[at].reach : INFINITY;
+    }
 
     __device__ __forceinline__ void begin(const Item& item) {
+        query = first_row(item.band) + row_of(0);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            query[h] = first_row(item.band) + row_of(h);
-            const bool inside = query[h] < f.queries_n;
-            g[h] = inside ? f.s.query_facts[query[h]].reach : 0.f;
-            // nothing is above infinity: past the last query there are no candidates
-            top[h] = inside && g[h] < INFINITY ? unordered(f.s.bounds[query[h]]) : INFINITY;
+            top[h] = reach(h) < INFINITY ? unordered(f.s.bounds[query + 8 * h]) : INFINITY;
         }
     }
 
     __device__ __forceinline__ void tile(hopper::Tile<int8_t, COLS>& products, int, int tile) {
         const int col = tile * COLS;
         const RowFact* const facts = f.s.row_facts + col + col_of(0);
+        const float g[2] = {reach(0), reach(1)};
         float upper[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (int i = 0; i < OF_ROW; i += 2) {
@@ -251,7 +256,7 @@ struct Candidates {
             }
             top[h] = fmaxf(top[h], upper[h]);
             const float least = least_upper(top[h], g[h], *f.s.totals);
-            if (upper[h] >= least) take_down(products, h, col, least);
+            if (top[h] < INFINITY && upper[h] >= least) take_down(products, h, col, least);
         }
     }
 
@@ -261,9 +266,9 @@ struct Candidates {
         for (int i = 0; i < OF_ROW; ++i) {
             const float bound = __uint_as_float(uint32_t(element(products, h, i)));
             if (!(bound >= least)) continue;
-            const uint32_t slot = atomicAdd(f.s.counts + query[h], 1u);
+            const uint32_t slot = atomicAdd(f.s.counts + query + 8 * h, 1u);
             if (slot >= CAPACITY) continue;
-            f.s.candidates[int64_t(query[h]) * CAPACITY + slot] =
+            f.s.candidates[int64_t(query + 8 * h) * CAPACITY + slot] =
                 {bound, uint32_t(col + col_of(i))};
         }
     }
@@ -272,7 +277,7 @@ struct Candidates {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             if (threadIdx.x % 4 == 0 && top[h] < INFINITY) {
-                atomicMax(f.s.bounds + query[h], ordered(top[h]));
+                atomicMax(f.s.bounds + query + 8 * h, ordered(top[h]));
             }
         }
     }
@@ -281,7 +286,7 @@ struct Candidates {
 __global__ void __launch_bounds__(THREADS, 1)
     pool_filter_kernel(const __grid_constant__ Filter f) {
     if (f.s.totals->odd) return;  // all queries are left
-    Candidates consumer = {f, {}, {}, {}};
+    Candidates consumer = {f, 0, {}};
     run<int8_t, COLS>(f.operands, f.operands.work, consumer);
 }
 
