@@ -263,21 +263,27 @@ def attentions(torch, table, shapes, make):
 
 
 def losses(torch, table, shapes, make):
-    def one_way(rows, cols):
+    def both_ways(rows, cols):
         logits = (rows @ cols.t()).float()
-        return torch.logsumexp(logits, 1), logits.diagonal()
+        return torch.logsumexp(logits, 1), torch.logsumexp(logits, 0), logits.diagonal()
 
-    def gradient(rows, cols, row_lse, col_lse):
+    def of_rows(rows, cols, row_lse, col_lse, of_cols=False):
         logits = (rows @ cols.t()).float()
         p = torch.exp(logits - row_lse[:, None]) + torch.exp(logits - col_lse[None, :])
         p = p - 2 * torch.eye(len(rows), device=p.device)
-        return p.to(cols.dtype) @ cols, (p * logits).sum()
+        scale, p = (p * logits).sum(), p.to(cols.dtype)
+        return p @ cols, p.t() @ rows if of_cols else None, scale
+
+    def of_both(*inputs):
+        return of_rows(*inputs, of_cols=True)
 
     for n, width in shapes["contrastives"]:
         rows, cols = make(n, width), make(n, width)
         lse = torch.full((n,), 40.0, device=rows.device)
-        table.forward(f"contrastive forward {n}x{n}x{width}", one_way, rows, cols)
-        table.forward(f"contrastive backward {n}x{n}x{width}", gradient, rows, cols, lse, lse)
+        inputs = (rows, cols, lse, lse)
+        table.forward(f"contrastive forward {n}x{n}x{width}", both_ways, rows, cols)
+        table.forward(f"contrastive backward {n}x{n}x{width}", of_both, *inputs)
+        table.forward(f"contrastive backward rows {n}x{n}x{width}", of_rows, *inputs)
     for count, size, width in shapes["pools"]:
         queries, ring, new = make(count, width), make(size, width), make(count, width)
         slots = make.ids((size - 1 + i) % size for i in range(count))

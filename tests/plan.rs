@@ -7,7 +7,7 @@
 use crate::common::shards;
 use crate::common::tiny::{noise, tiny, tiny_weights};
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Device, Float, Solo, View, ViewMut};
+use roclip::backend::{Backend, Device, Float, Solo, View, ViewMut};
 use roclip::data::loader::LoaderConfig;
 use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::transform::{Augment, TransformConfig};
@@ -119,7 +119,7 @@ fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) ->
     Recipe { model, keep, pool_rows: 5, adamw, decay, step }
 }
 
-fn planner<D: Device>(recipe: Recipe) -> Planner<'static, D> {
+fn planner<D: Backend>(recipe: Recipe) -> Planner<'static, D> {
     Planner { recipe, world_size: 1, evaluation: None }
 }
 

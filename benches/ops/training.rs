@@ -5,11 +5,12 @@ use super::towers::{acc_bytes, act_bytes};
 use super::{Bench, Cost, bench, fnv};
 use roclip::Result;
 use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw};
-use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
+use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveOut, ContrastiveShape};
 use roclip::backend::ops::grad_norm::grad_norm;
 use roclip::backend::ops::{l2norm, pool, rows};
 use roclip::backend::{Backend, Float, Slot, View, ViewMut};
 
+/// All pairs on one rank: log-sum-exps of rows and columns, gradients of both; and of rows alone.
 pub fn contrastives<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Vec<Bench<D>>> {
     let shape = ContrastiveShape { rows: n, cols: n, offset: 0, width };
     let flop = 2.0 * (n * n * width) as f64;
@@ -18,26 +19,43 @@ pub fn contrastives<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Ve
         let texts = acts_of(device, &values(n * width + 1)[1..])?;
         Ok::<_, roclip::Error>((acts(device, n * width)?, texts, Params::scalar(device, 1.0)?))
     };
+    let room = || accs(device, D::contrastive_workspace(shape, true));
     let (images, texts, scale) = embeddings()?;
-    let (mut lse, mut own) = (accs(device, n)?, accs(device, n)?);
+    let (mut lse, mut own, mut col, mut room_in) =
+        (accs(device, n)?, accs(device, n)?, accs(device, n)?, room()?);
     let forward = bench::<D>(&title("forward"), Cost::Flop(flop), move |run| {
-        let (rows, cols) = (View::all(&images), View::all(&texts));
-        let to = (ViewMut::all(&mut lse), ViewMut::all(&mut own));
-        contrastive::forward(run.device, shape, rows, cols, scale.all(), to.0, to.1)?;
-        Ok(run.hash(&lse)? ^ run.hash(&own)?.rotate_left(1))
+        let (rows, cols, scale) = (View::all(&images), View::all(&texts), scale.all());
+        let out = ContrastiveOut {
+            row_lse: ViewMut::all(&mut lse),
+            own: ViewMut::all(&mut own),
+            col_lse: Some(ViewMut::all(&mut col)),
+        };
+        let room = ViewMut::all(&mut room_in);
+        contrastive::forward(run.device, shape, rows, cols, scale, out, room)?;
+        let hashes = [run.hash(&lse)?, run.hash(&own)?, run.hash(&col)?];
+        Ok(hashes.into_iter().fold(0, |all: u64, hash| all.rotate_left(1) ^ hash))
     });
-    let (images, texts, scale) = embeddings()?;
-    let (lse, mut dscale) = (filled(device, 40.0, n)?, filled(device, 0.0, 1)?);
-    let mut drows = acts(device, n * width)?;
-    let backward = bench::<D>(&title("backward"), Cost::Flop(2.0 * flop), move |run| {
-        run.clear(&mut dscale)?;
-        let logit_scale = Some(ViewMut::all(&mut dscale));
-        let grads = ContrastiveGrads { rows: ViewMut::all(&mut drows), logit_scale };
-        let (rows, cols, lse) = (View::all(&images), View::all(&texts), View::all(&lse));
-        contrastive::backward(run.device, shape, rows, cols, scale.all(), lse, lse, grads)?;
-        Ok(run.hash(&drows)? ^ run.hash(&dscale)?.rotate_left(1))
-    });
-    Ok(vec![forward, backward])
+    let mut benches = vec![forward];
+    for (part, with_cols, products) in [("backward", true, 3.0), ("backward rows", false, 2.0)] {
+        let (images, texts, scale) = embeddings()?;
+        let (lse, mut dscale, mut room) = (filled(device, 40.0, n)?, accs(device, 1)?, room()?);
+        let (mut drows, mut dcols) = (acts(device, n * width)?, acts(device, n * width)?);
+        let cost = Cost::Flop(products * flop);
+        benches.push(bench::<D>(&title(part), cost, move |run| {
+            run.clear(&mut dscale)?;
+            let grads = ContrastiveGrads {
+                rows: ViewMut::all(&mut drows),
+                cols: with_cols.then(|| ViewMut::all(&mut dcols)),
+                logit_scale: Some(ViewMut::all(&mut dscale)),
+            };
+            let (rows, cols, lse) = (View::all(&images), View::all(&texts), View::all(&lse));
+            let (scale, room) = (scale.all(), ViewMut::all(&mut room));
+            contrastive::backward(run.device, shape, rows, cols, scale, lse, lse, grads, room)?;
+            let hashes = [run.hash(&drows)?, run.hash(&dcols)?, run.hash(&dscale)?];
+            Ok(hashes.into_iter().fold(0, |all: u64, hash| all.rotate_left(1) ^ hash))
+        }));
+    }
+    Ok(benches)
 }
 
 pub fn pools<D: Backend>(device: &D, [b, m, width]: [usize; 3]) -> Result<Vec<Bench<D>>> {

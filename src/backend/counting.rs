@@ -1,6 +1,7 @@
 //! A device that holds nothing and counts: what constructors allocate from it is what they will
 //! allocate from the device it stands for.
 
+use super::ops::contrastive::{ContrastiveShape, ContrastiveWorkspace};
 use super::{Communicator, Device, Element, Slot, View, ViewMut};
 use crate::error::Result;
 use std::marker::PhantomData;
@@ -120,6 +121,12 @@ impl<D: Device> Device for Counting<D> {
 
     fn buffer_with<T: Element>(&self, len: usize, _: impl Fn(usize) -> T) -> Result<Counted<T>> {
         self.alloc(len)
+    }
+}
+
+impl<D: ContrastiveWorkspace> ContrastiveWorkspace for Counting<D> {
+    fn contrastive_workspace(shape: ContrastiveShape, with_cols: bool) -> usize {
+        D::contrastive_workspace(shape, with_cols)
     }
 }
 

@@ -199,7 +199,7 @@ fn planner<D: Device>(
 }
 
 /// What `--plan` prints. Nothing is allocated, and no more is read than the number of pairs.
-fn plan<D: Device>(device: &D, args: &Args, assembled: Assembled) -> Result<String> {
+fn plan<D: Backend>(device: &D, args: &Args, assembled: Assembled) -> Result<String> {
     let Assembled { model, loader, eval, adamw, decay, .. } = assembled;
     let zeroshot = open_zeroshot(args, eval)?;
     let pool_rows = match (args.objective.pool_size, args.data.train_num_samples) {

@@ -1,8 +1,10 @@
 //! CLIP's symmetric loss over the pairs of all ranks.
 
-use crate::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
+use crate::backend::ops::contrastive::{
+    self, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+};
 use crate::backend::ops::l2norm;
-use crate::backend::{Backend, Communicator, Device, Float, Slot, View, ViewMut, Weight};
+use crate::backend::{Backend, Communicator, Device, Element, Float, Slot, View, ViewMut, Weight};
 use crate::error::Result;
 
 /// Which texts the images of a step are compared with.
@@ -15,43 +17,63 @@ pub enum Targets {
     Matched,
 }
 
-/// Embeddings: `[N, D]` of this rank and, gathered, `[G, D]` of all.
-struct Rows<D: Device> {
-    local: D::Buf<D::Act>,
-    all: D::Buf<D::Act>,
+/// What every rank has a part of, a row per pair, and what all have together. A single rank's part
+/// is the whole, and held once.
+struct Gathered<D: Device, T: Element> {
+    local: D::Buf<T>,
+    all: Option<D::Buf<T>>,
 }
 
-impl<D: Device> Rows<D> {
-    fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
-        let local = device.alloc(shape.rows * shape.width)?;
-        Ok(Self { local, all: device.alloc(shape.cols * shape.width)? })
+impl<D: Device, T: Element> Gathered<D, T> {
+    fn new(device: &D, shape: ContrastiveShape, width: usize) -> Result<Self> {
+        let several = shape.rows < shape.cols;
+        let all = several.then(|| device.alloc(shape.cols * width)).transpose()?;
+        Ok(Self { local: device.alloc(shape.rows * width)?, all })
     }
 
+    fn local(&self) -> View<'_, D, T> {
+        View::all(&self.local)
+    }
+
+    fn all(&self) -> View<'_, D, T> {
+        View::all(self.all.as_ref().unwrap_or(&self.local))
+    }
+}
+
+/// Embeddings: `[N, D]` of this rank and, gathered, `[G, D]` of all.
+type Rows<D> = Gathered<D, <D as Device>::Act>;
+
+impl<D: Device> Rows<D> {
     fn gather(&mut self, device: &D, comm: &impl Communicator<D>) -> Result<()> {
-        comm.all_gather(device, View::all(&self.local), ViewMut::all(&mut self.all))
+        let Some(all) = &mut self.all else { return Ok(()) };
+        comm.all_gather(device, View::all(&self.local), ViewMut::all(all))
     }
 }
 
 /// One number per pair: `[N]` of this rank and, gathered, `[G]` of all.
 struct Column<D: Device> {
-    local: D::Buf<D::Acc>,
-    all: D::Buf<D::Acc>,
+    values: Gathered<D, D::Acc>,
     host: Vec<D::Acc>,
 }
 
 impl<D: Device> Column<D> {
     fn new(device: &D, shape: ContrastiveShape) -> Result<Self> {
-        let (local, all) = (device.alloc(shape.rows)?, device.alloc(shape.cols)?);
-        Ok(Self { local, all, host: vec![D::Acc::default(); shape.cols] })
+        let host = vec![D::Acc::default(); shape.cols];
+        Ok(Self { values: Gathered::new(device, shape, 1)?, host })
     }
 
     fn gather(&mut self, device: &D, comm: &impl Communicator<D>) -> Result<()> {
-        comm.all_gather_acc(device, View::all(&self.local), ViewMut::all(&mut self.all))
+        let Some(all) = &mut self.values.all else { return Ok(()) };
+        comm.all_gather_acc(device, View::all(&self.values.local), ViewMut::all(all))
+    }
+
+    fn to(&mut self) -> ViewMut<'_, D, D::Acc> {
+        ViewMut::all(&mut self.values.local)
     }
 
     /// Sum over all ranks, in the same order on each: the same bits everywhere.
     fn sum(&mut self, device: &D) -> Result<f64> {
-        device.download(View::all(&self.all), &mut self.host)?;
+        device.download(self.values.all(), &mut self.host)?;
         Ok(self.host.iter().map(|x| x.to_f64()).sum())
     }
 }
@@ -69,15 +91,18 @@ pub struct ClipLoss<D: Device> {
     image_lse: Column<D>,
     text_lse: Column<D>,
     own: Column<D>,
-    d_unit: D::Buf<D::Act>,
+    d_image_unit: D::Buf<D::Act>,
+    d_text_unit: D::Buf<D::Act>,
+    workspace: D::Buf<D::Acc>,
 }
 
-impl<D: Device> ClipLoss<D> {
+impl<D: ContrastiveWorkspace> ClipLoss<D> {
     /// For `pairs` pairs per rank, `N`, and embeddings of `width`, `D`. Every rank of `comm` must
     /// hold as many pairs; together they are `G = N · world_size`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] where memory does not suffice: `3ND + 3GD + ND` activations.
+    /// [`crate::Error::Device`] where memory does not suffice: `5ND` activations, `3GD` more where
+    /// there are several ranks, and [`ContrastiveWorkspace`]'s.
     pub fn new(
         device: &D,
         comm: &impl Communicator<D>,
@@ -88,15 +113,17 @@ impl<D: Device> ClipLoss<D> {
         let shape = ContrastiveShape { rows: pairs, cols, offset, width };
         Ok(Self {
             shape,
-            images: Rows::new(device, shape)?,
-            texts: Rows::new(device, shape)?,
-            substitutes: Rows::new(device, shape)?,
+            images: Rows::new(device, shape, width)?,
+            texts: Rows::new(device, shape, width)?,
+            substitutes: Rows::new(device, shape, width)?,
             image_inv_norm: device.alloc(pairs)?,
             text_inv_norm: device.alloc(pairs)?,
             image_lse: Column::new(device, shape)?,
             text_lse: Column::new(device, shape)?,
             own: Column::new(device, shape)?,
-            d_unit: device.alloc(pairs * width)?,
+            d_image_unit: device.alloc(pairs * width)?,
+            d_text_unit: device.alloc(pairs * width)?,
+            workspace: device.alloc(D::contrastive_workspace(shape, pairs == cols))?,
         })
     }
 }
@@ -136,33 +163,34 @@ impl<D: Backend> ClipLoss<D> {
 
     /// `[N, D]` image embeddings of this rank, of length 1.
     pub fn images(&self) -> View<'_, D, D::Act> {
-        View::all(&self.images.local)
+        self.images.local()
     }
 
     /// `[N, D]` caption embeddings of this rank, of length 1.
     pub fn texts(&self) -> View<'_, D, D::Act> {
-        View::all(&self.texts.local)
+        self.texts.local()
     }
 
     /// `[G, D]` caption embeddings of all ranks, of length 1: what the caption pool receives.
     pub fn all_texts(&self) -> View<'_, D, D::Act> {
-        View::all(&self.texts.all)
+        self.texts.all()
     }
 
     /// What a lookup in the pool reads, `[N, D]` image embeddings, and where it writes, `[N, D]`
     /// substitutes for the captions, to be used by [`Targets::Matched`].
     pub fn for_matching(&mut self) -> (View<'_, D, D::Act>, ViewMut<'_, D, D::Act>) {
-        (View::all(&self.images.local), ViewMut::all(&mut self.substitutes.local))
+        (self.images.local(), ViewMut::all(&mut self.substitutes.local))
     }
 
     /// `[N]` logits between each image of this rank and its target, `exp(logit_scale)` times their
     /// inner product, of the latest [`ClipLoss::forward`].
     pub fn own(&self) -> View<'_, D, D::Acc> {
-        View::all(&self.own.local)
+        self.own.values.local()
     }
 
     /// What the loss is made of, for [`ClipLoss::value`] and [`ClipLoss::backward`]; `logit_scale`
-    /// is the slot of the temperature. Does not wait for the device.
+    /// is the slot of the temperature. Does not wait for the device. One rank makes both directions
+    /// from one product; each of several makes its rows' part of both.
     ///
     /// # Errors
     /// Errors of device and communicator.
@@ -182,20 +210,23 @@ impl<D: Backend> ClipLoss<D> {
             Targets::Own => &self.texts,
             Targets::Matched => &self.substitutes,
         };
-        let directions =
-            [(&self.images, texts, &mut self.image_lse), (texts, &self.images, &mut self.text_lse)];
-        for (rows, cols, lse) in directions {
-            contrastive::forward(
-                device,
-                self.shape,
-                View::all(&rows.local),
-                View::all(&cols.all),
-                scale,
-                ViewMut::all(&mut lse.local),
-                ViewMut::all(&mut self.own.local),
-            )?;
-            lse.gather(device, comm)?;
+        // The whole matrix of logits has both directions in it.
+        let whole = texts.all.is_none();
+        let (image_lse, text_lse) = (&mut self.image_lse, &mut self.text_lse);
+        let out = ContrastiveOut {
+            row_lse: image_lse.to(),
+            own: self.own.to(),
+            col_lse: whole.then(|| text_lse.to()),
+        };
+        let (rows, cols, room) = (self.images.local(), texts.all(), &mut self.workspace);
+        contrastive::forward(device, self.shape, rows, cols, scale, out, ViewMut::all(room))?;
+        if !whole {
+            let out = ContrastiveOut { row_lse: text_lse.to(), own: self.own.to(), col_lse: None };
+            let (rows, cols) = (texts.local(), self.images.all());
+            contrastive::forward(device, self.shape, rows, cols, scale, out, ViewMut::all(room))?;
         }
+        image_lse.gather(device, comm)?;
+        text_lse.gather(device, comm)?;
         self.own.gather(device, comm)
     }
 
@@ -239,53 +270,57 @@ impl<D: Backend> ClipLoss<D> {
         d_text: Option<ViewMut<'_, D, D::Act>>,
         grads: &mut D::Buf<D::Acc>,
     ) -> Result<()> {
-        let (shape, scale) = (self.shape, Weight::at(weights, logit_scale));
-        let d_unit = &mut self.d_unit;
+        let (width, scale) = (self.shape.width, Weight::at(weights, logit_scale));
         let texts = match targets {
             Targets::Own => &self.texts,
             Targets::Matched => &self.substitutes,
         };
-        contrastive::backward(
-            device,
-            shape,
-            View::all(&self.images.local),
-            View::all(&texts.all),
-            scale,
-            View::all(&self.image_lse.local),
-            View::all(&self.text_lse.all),
-            ContrastiveGrads {
-                rows: ViewMut::all(d_unit),
-                logit_scale: Some(logit_scale.grad::<D>(grads)),
-            },
-        )?;
-        let (unit, inv_norm) = (View::all(&self.images.local), View::all(&self.image_inv_norm));
-        l2norm::backward(device, shape.width, unit, inv_norm, View::all(d_unit), d_image)?;
-        match (targets, d_text) {
-            (_, None) => Ok(()),
-            (Targets::Matched, Some(d_text)) => device.zero(d_text),
-            (Targets::Own, Some(d_text)) => self.backward_texts(device, scale, d_text),
-        }
-    }
-
-    /// The text direction: the temperature was counted with the images.
-    fn backward_texts(
-        &mut self,
-        device: &D,
-        scale: Weight<'_, D>,
-        d_text: ViewMut<'_, D, D::Act>,
-    ) -> Result<()> {
+        let wants_text = targets == Targets::Own && d_text.is_some();
+        let with_cols = wants_text && texts.all.is_none();
         contrastive::backward(
             device,
             self.shape,
-            View::all(&self.texts.local),
-            View::all(&self.images.all),
+            self.images.local(),
+            texts.all(),
             scale,
-            View::all(&self.text_lse.local),
-            View::all(&self.image_lse.all),
-            ContrastiveGrads { rows: ViewMut::all(&mut self.d_unit), logit_scale: None },
+            self.image_lse.values.local(),
+            self.text_lse.values.all(),
+            ContrastiveGrads {
+                rows: ViewMut::all(&mut self.d_image_unit),
+                cols: with_cols.then(|| ViewMut::all(&mut self.d_text_unit)),
+                logit_scale: Some(logit_scale.grad::<D>(grads)),
+            },
+            ViewMut::all(&mut self.workspace),
         )?;
-        let (unit, inv_norm) = (View::all(&self.texts.local), View::all(&self.text_inv_norm));
-        let (width, d_unit) = (self.shape.width, View::all(&self.d_unit));
-        l2norm::backward(device, width, unit, inv_norm, d_unit, d_text)
+        if wants_text && !with_cols {
+            self.backward_texts(device, scale)?;
+        }
+        let (unit, inv_norm) = (self.images.local(), View::all(&self.image_inv_norm));
+        l2norm::backward(device, width, unit, inv_norm, View::all(&self.d_image_unit), d_image)?;
+        let Some(d_text) = d_text else { return Ok(()) };
+        if targets == Targets::Matched {
+            return device.zero(d_text);
+        }
+        let (unit, inv_norm) = (self.texts.local(), View::all(&self.text_inv_norm));
+        l2norm::backward(device, width, unit, inv_norm, View::all(&self.d_text_unit), d_text)
+    }
+
+    /// The text direction of one rank of several: the temperature was counted with the images.
+    fn backward_texts(&mut self, device: &D, scale: Weight<'_, D>) -> Result<()> {
+        contrastive::backward(
+            device,
+            self.shape,
+            self.texts.local(),
+            self.images.all(),
+            scale,
+            self.text_lse.values.local(),
+            self.image_lse.values.all(),
+            ContrastiveGrads {
+                rows: ViewMut::all(&mut self.d_text_unit),
+                cols: None,
+                logit_scale: None,
+            },
+            ViewMut::all(&mut self.workspace),
+        )
     }
 }

@@ -5,6 +5,7 @@ use super::recipe::Recipe;
 use super::step::{Parts, StepOptions, Trainer};
 use crate::backend::Device;
 use crate::backend::counting::{Counting, Ranks};
+use crate::backend::ops::contrastive::ContrastiveWorkspace;
 use crate::data::loader::BATCHES;
 use crate::encode::{Clip, Keep};
 use crate::error::{Error, Result};
@@ -105,7 +106,7 @@ pub struct Planner<'a, D: Device> {
     pub evaluation: Option<Box<EvaluationRoom<'a, D>>>,
 }
 
-impl<D: Device> Planner<'_, D> {
+impl<D: ContrastiveWorkspace> Planner<'_, D> {
     /// What the recipe takes.
     ///
     /// # Errors

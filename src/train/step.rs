@@ -2,6 +2,7 @@
 //! second, after `flow.rs`.
 
 use super::pictures::Pictures;
+use crate::backend::ops::contrastive::ContrastiveWorkspace;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
 use crate::encode::{Clip, TextBatch};
 use crate::error::Result;
@@ -128,7 +129,7 @@ pub struct Parts<D: Device> {
     pub pool: Option<CaptionPool<D>>,
 }
 
-impl<D: Device, C: Communicator<D>> Trainer<D, C> {
+impl<D: ContrastiveWorkspace, C: Communicator<D>> Trainer<D, C> {
     /// Puts a trainer together and allocates everything a step needs.
     ///
     /// # Errors

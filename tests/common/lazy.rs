@@ -5,7 +5,9 @@ use roclip::Result;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::adamw::AdamW;
 use roclip::backend::ops::attention::{Attention, AttentionShape};
-use roclip::backend::ops::contrastive::{Contrastive, ContrastiveGrads, ContrastiveShape};
+use roclip::backend::ops::contrastive::{
+    Contrastive, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+};
 use roclip::backend::ops::embedding::{Embedding, EmbeddingShape};
 use roclip::backend::ops::gelu::{Gelu, GeluOp};
 use roclip::backend::ops::grad_norm::GradNorm;
@@ -413,6 +415,12 @@ impl LayerNorm for Lazy {
     }
 }
 
+impl ContrastiveWorkspace for Lazy {
+    fn contrastive_workspace(shape: ContrastiveShape, with_cols: bool) -> usize {
+        Cpu::<f32>::contrastive_workspace(shape, with_cols)
+    }
+}
+
 impl Contrastive for Lazy {
     fn contrastive_forward(
         &self,
@@ -420,20 +428,25 @@ impl Contrastive for Lazy {
         rows: View<'_, Self, f32>,
         cols: View<'_, Self, f32>,
         logit_scale: Weight<'_, Self>,
-        lse: ViewMut<'_, Self, f32>,
-        own: ViewMut<'_, Self, f32>,
+        out: ContrastiveOut<'_, Self>,
+        workspace: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
-        let (rows, cols, scale) = (read(rows), read(cols), weight(logit_scale));
-        let (lse, own) = (write(lse), write(own));
+        let from = [read(rows), read(cols), weight(logit_scale)];
+        let to = [write(out.row_lse), write(out.own), write(workspace)];
+        let col_lse = out.col_lse.map(write);
         self.enqueue(move |cpu| {
-            let (rows, cols, scale) = (rows.copied(), cols.copied(), scale.copied());
-            let (mut lse, mut own) = (lse.copied(), own.copied());
-            let (rows, cols) = (View::all(&rows.values), View::all(&cols.values));
-            let to = (ViewMut::all(&mut lse.values), ViewMut::all(&mut own.values));
-            let scale = whole(&scale.values);
-            cpu.contrastive_forward(shape, rows, cols, scale, to.0, to.1).unwrap();
-            lse.part.set(&lse.values);
-            own.part.set(&own.values);
+            let [rows, cols, scale] = from.each_ref().map(|part| part.copied().values);
+            let [mut row_lse, mut own, mut room] = to.each_ref().map(Part::copied);
+            let mut col_lse = col_lse.as_ref().map(Part::copied);
+            let out = ContrastiveOut {
+                row_lse: ViewMut::all(&mut row_lse.values),
+                own: ViewMut::all(&mut own.values),
+                col_lse: col_lse.as_mut().map(|x| ViewMut::all(&mut x.values)),
+            };
+            let (rows, cols) = (View::all(&rows), View::all(&cols));
+            let (scale, workspace) = (whole(&scale), ViewMut::all(&mut room.values));
+            cpu.contrastive_forward(shape, rows, cols, scale, out, workspace).unwrap();
+            [row_lse, own].iter().chain(&col_lse).for_each(|x| x.part.set(&x.values));
         })
     }
 
@@ -446,23 +459,27 @@ impl Contrastive for Lazy {
         row_lse: View<'_, Self, f32>,
         col_lse: View<'_, Self, f32>,
         grads: ContrastiveGrads<'_, Self>,
+        workspace: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
         let from = [read(rows), read(cols), weight(logit_scale), read(row_lse), read(col_lse)];
-        let (drows, dscale) = (write(grads.rows), grads.logit_scale.map(write));
+        let (drows, room) = (write(grads.rows), write(workspace));
+        let (dcols, dscale) = (grads.cols.map(write), grads.logit_scale.map(write));
         self.enqueue(move |cpu| {
             let [rows, cols, scale, row_lse, col_lse] =
                 from.each_ref().map(|part| part.copied().values);
-            let (mut drows, mut dscale) = (drows.copied(), dscale.as_ref().map(Part::copied));
+            let (mut drows, mut room) = (drows.copied(), room.copied());
+            let [mut dcols, mut dscale] = [&dcols, &dscale].map(|d| d.as_ref().map(Part::copied));
             let grads = ContrastiveGrads {
                 rows: ViewMut::all(&mut drows.values),
+                cols: dcols.as_mut().map(|d| ViewMut::all(&mut d.values)),
                 logit_scale: dscale.as_mut().map(|d| ViewMut::all(&mut d.values)),
             };
             let (rows, cols) = (View::all(&rows), View::all(&cols));
             let (row_lse, col_lse) = (View::all(&row_lse), View::all(&col_lse));
-            let scale = whole(&scale);
-            cpu.contrastive_backward(shape, rows, cols, scale, row_lse, col_lse, grads).unwrap();
-            drows.part.set(&drows.values);
-            dscale.iter().for_each(|d| d.part.set(&d.values));
+            let (scale, room) = (whole(&scale), ViewMut::all(&mut room.values));
+            cpu.contrastive_backward(shape, rows, cols, scale, row_lse, col_lse, grads, room)
+                .unwrap();
+            [Some(drows), dcols, dscale].iter().flatten().for_each(|d| d.part.set(&d.values));
         })
     }
 }

@@ -1,12 +1,56 @@
 //! `contrastive` against `torch.nn.functional.cross_entropy` of the full matrix of logits and its
-//! transpose: one rank's part of several, more columns than a tile, scale up to 100. Against its
-//! twin: rows and columns around a tile's 128, more tiles than strips, own columns anywhere.
+//! transpose: one rank's part of several, more columns than a tile, scale up to 100. Against plain
+//! sums over all logits in f64: rows and columns around a tile's 128 and around the blocks of both
+//! engines, more tiles than strips, own columns anywhere, lengths other than 1.
 
-use super::twin::{Param, Tensor, U, all, all_mut, on_every_twin, twin};
+use super::twin::{Param, Tensor, U, bits_of, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::Weight;
-use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveShape};
+use roclip::backend::ops::contrastive::{
+    self, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+};
+
+/// What both passes read.
+struct Call<'a, D: Backend> {
+    device: &'a D,
+    shape: ContrastiveShape,
+    rows: View<'a, D, D::Act>,
+    cols: View<'a, D, D::Act>,
+    scale: Weight<'a, D>,
+}
+
+impl<D: Backend> Call<'_, D> {
+    /// What an earlier use left in the workspace must not matter: it is NaN.
+    fn room(&self, with_cols: bool) -> D::Buf<D::Acc> {
+        let len = D::contrastive_workspace(self.shape, with_cols);
+        filled::<D, D::Acc>(self.device, f64::NAN, len)
+    }
+
+    fn forward(
+        &self,
+        row_lse: ViewMut<'_, D, D::Acc>,
+        own: ViewMut<'_, D, D::Acc>,
+        col_lse: Option<ViewMut<'_, D, D::Acc>>,
+    ) {
+        let mut room = self.room(col_lse.is_some());
+        let (out, room) = (ContrastiveOut { row_lse, own, col_lse }, ViewMut::all(&mut room));
+        let Self { device, shape, rows, cols, scale } = *self;
+        contrastive::forward(device, shape, rows, cols, scale, out, room).unwrap();
+    }
+
+    fn backward(
+        &self,
+        row_lse: View<'_, D, D::Acc>,
+        col_lse: View<'_, D, D::Acc>,
+        grads: ContrastiveGrads<'_, D>,
+    ) {
+        let mut room = self.room(grads.cols.is_some());
+        let Self { device, shape, rows, cols, scale } = *self;
+        let (lse, room) = ((row_lse, col_lse), ViewMut::all(&mut room));
+        contrastive::backward(device, shape, rows, cols, scale, lse.0, lse.1, grads, room).unwrap();
+    }
+}
 
 fn agrees_with_torch<D: Backend>(device: &D) {
     for c in Case::all(device, "contrastive") {
@@ -19,9 +63,9 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         let images = View::<D, _>::of(&images, offset * width..(offset + rows) * width);
         let texts = View::<D, _>::all(&texts);
 
+        let call = Call { device, shape, rows: images, cols: texts, scale };
         let (mut lse, mut own) = (c.poison("lse"), c.poison("own"));
-        let to = (ViewMut::all(&mut lse), ViewMut::all(&mut own));
-        contrastive::forward(device, shape, images, texts, scale, to.0, to.1).unwrap();
+        call.forward(ViewMut::all(&mut lse), ViewMut::all(&mut own), None);
         c.close::<D::Acc>("lse", &lse);
         c.close::<D::Acc>("own", &own);
 
@@ -31,11 +75,10 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         for second in [false, true] {
             let grads = ContrastiveGrads {
                 rows: ViewMut::all(&mut drows),
+                cols: None,
                 logit_scale: (!second).then(|| ViewMut::all(&mut dscale)),
             };
-            let lse = (View::all(&lse), View::all(&col_lse));
-            contrastive::backward(device, shape, images, texts, scale, lse.0, lse.1, grads)
-                .unwrap();
+            call.backward(View::all(&lse), View::all(&col_lse), grads);
         }
         // The contract hands log-sum-exps over rounded, by at most ε/2 of the largest; an
         // exponential of the difference moves by as much, so a row, whose two sums of probabilities
@@ -56,6 +99,46 @@ fn agrees_with_torch<D: Backend>(device: &D) {
 }
 on_every_device!(agrees_with_torch);
 
+/// All pairs at once: the columns' log-sum-exps, and, with images and texts exchanged, the columns'
+/// gradients, of which the golden file has some.
+fn columns_agree_with_torch<D: Backend>(device: &D) {
+    for c in Case::all(device, "contrastive") {
+        let ([n, width], [rows]) = (c.dims("texts"), c.dims("lse"));
+        let shape = ContrastiveShape { rows: n, cols: n, offset: 0, width };
+        let (weights, slots) = c.weights(&["logit_scale"]);
+        let scale = Weight::<D>::at(&weights, slots[0]);
+        let (images, texts) = (c.act("images"), c.act("texts"));
+        let nan = |len| filled::<D, D::Acc>(device, f64::NAN, len);
+        let (mut image_lse, mut own, mut text_lse) = (nan(n), nan(n), nan(n));
+        let call = Call { device, shape, rows: View::all(&images), cols: View::all(&texts), scale };
+        let to = (ViewMut::all(&mut image_lse), ViewMut::all(&mut own));
+        call.forward(to.0, to.1, Some(ViewMut::all(&mut text_lse)));
+        c.close::<D::Acc>("col_lse", &text_lse);
+
+        let call = Call { device, shape, rows: View::all(&texts), cols: View::all(&images), scale };
+        let mut dtexts = filled::<D, D::Act>(device, f64::NAN, n * width);
+        let mut dimages = filled::<D, D::Act>(device, f64::NAN, n * width);
+        let grads = ContrastiveGrads {
+            rows: ViewMut::all(&mut dtexts),
+            cols: Some(ViewMut::all(&mut dimages)),
+            logit_scale: None,
+        };
+        call.backward(View::all(&text_lse), View::all(&image_lse), grads);
+        // as for the rows: log-sum-exps are rounded
+        let largest = read::<D, D::Acc>(device, &text_lse);
+        let largest = largest.into_iter().chain(read::<D, D::Acc>(device, &image_lse));
+        let largest = largest.fold(0.0, |m: f64, x| m.max(x.abs()));
+        let s = c.values("logit_scale")[0].exp();
+        let rounded = s / (2 * n) as f64 * bound::epsilon::<D::Acc>() * largest;
+        let name = c.name("drows");
+        let bound = bound::allowance::<D::Acc>(&c.golden, &name) + rounded;
+        let first = c.index("offset")[0] as usize * width;
+        let got = &read::<D, D::Act>(device, &dimages)[first..first + rows * width];
+        bound::close_within(&c.golden, &name, 0.0, got, bound);
+    }
+}
+on_every_device!(columns_agree_with_torch);
+
 /// Two ranks' forwards, in both directions, give the loss of the whole.
 fn parts_make_the_whole_loss<D: Backend>(device: &D) {
     for c in Case::all(device, "contrastive") {
@@ -70,8 +153,8 @@ fn parts_make_the_whole_loss<D: Backend>(device: &D) {
                 let rows = View::<D, _>::of(a, part.start * width..part.end * width);
                 let mut lse = filled::<D, D::Acc>(device, f64::NAN, part.len());
                 let mut own = filled::<D, D::Acc>(device, f64::NAN, part.len());
-                let to = (ViewMut::all(&mut lse), ViewMut::all(&mut own));
-                contrastive::forward(device, shape, rows, View::all(b), scale, to.0, to.1).unwrap();
+                let call = Call { device, shape, rows, cols: View::all(b), scale };
+                call.forward(ViewMut::all(&mut lse), ViewMut::all(&mut own), None);
                 let (lse, own) = (read::<D, D::Acc>(device, &lse), read::<D, D::Acc>(device, &own));
                 loss += lse.iter().zip(own).map(|(l, o)| l - o).sum::<f64>() / (2 * cols) as f64;
             }
@@ -86,7 +169,7 @@ fn parts_make_the_whole_loss<D: Backend>(device: &D) {
 }
 on_every_device!(parts_make_the_whole_loss);
 
-fn agrees_with_its_twin<D: Backend>(device: &D) {
+fn agrees_with_plain_sums<D: Backend>(device: &D) {
     for (i, (rows, cols, offset)) in [
         (1, 1, 0),
         (1, 129, 128),
@@ -104,77 +187,119 @@ fn agrees_with_its_twin<D: Backend>(device: &D) {
     {
         for width in [[1, 64], [8, 33], [31, 40]][i % 3] {
             let shape = ContrastiveShape { rows, cols, offset, width };
-            compare(device, shape, [100.0, 14.3, 1.0][(i + width) % 3], 0);
+            compare(device, shape, [100.0, 14.3, 1.0][(i + width) % 3], 0, 1.0);
         }
     }
     for odd in [1, 2, 4, 8] {
         let shape = ContrastiveShape { rows: 40, cols: 140, offset: 77, width: 48 };
-        compare(device, shape, 100.0, odd);
+        compare(device, shape, 100.0, odd, [1.0, 3.0][odd % 2]);
     }
 }
-on_every_twin!(agrees_with_its_twin);
+on_every_twin!(agrees_with_plain_sums);
 
-/// Rows of length 1, close to their own columns.
-fn compare<D: Backend>(device: &D, shape: ContrastiveShape, s: f64, odd: usize) {
-    let (n, g, width) = (shape.rows, shape.cols, shape.width);
-    let what = |tensor: &str| format!("{tensor}, {shape:?}, {s}, {odd}");
+/// The CPU's blocks are larger than what an emulated GPU does in a test.
+#[test]
+fn several_blocks_of_the_cpu() {
+    let run = |threads| {
+        bits_of(|| {
+            let shape = ContrastiveShape { rows: 1550, cols: 3100, offset: 1545, width: 5 };
+            compare(&Cpu::<f32>::new(threads).unwrap(), shape, 20.0, 0, 1.0);
+        })
+    };
+    assert_eq!(run(1), run(3), "the number of threads shows");
+}
+
+/// Rows of length 1, close to their own columns, every third of which has this length.
+fn vectors(shape: ContrastiveShape, length: f64) -> [Vec<f64>; 2] {
+    let ContrastiveShape { rows: n, cols: g, offset, width } = shape;
     let mut cols = noise(1, g * width);
     unit(&mut cols, width);
-    let own = &cols[shape.offset * width..][..n * width];
+    let own = &cols[offset * width..][..n * width];
     let mut rows: Vec<f64> =
         own.iter().zip(noise(2, n * width)).map(|(own, x)| own + 0.3 * x).collect();
     unit(&mut rows, width);
+    cols.chunks_mut(width).step_by(3).flatten().for_each(|x| *x *= length);
+    [rows, cols]
+}
+
+fn compare<D: Backend>(device: &D, shape: ContrastiveShape, s: f64, odd: usize, length: f64) {
+    let (n, g, width) = (shape.rows, shape.cols, shape.width);
+    let what = |tensor: &str| format!("{tensor}, {shape:?}, {s}, {odd}");
+    let [rows, cols] = vectors(shape, length);
     let rows = Tensor::<D, D::Act>::new(device, odd, &rows);
     let cols = Tensor::<D, D::Act>::new(device, odd, &cols);
     let scale = Param::<D>::new(device, odd, &[s.ln()]);
-    let mut lse = Tensor::<D, D::Acc>::poison(device, odd, n);
-    let mut own = Tensor::<D, D::Acc>::poison(device, odd, n);
-    let to = (lse.view_mut(), own.view_mut());
-    contrastive::forward(device, shape, rows.view(), cols.view(), scale.weight(), to.0, to.1)
-        .unwrap();
-    let (mut want_lse, mut want_own) = (vec![0.0; n], vec![0.0; n]);
-    let (from, to) =
-        ((all(&rows.values), all(&cols.values)), (all_mut(&mut want_lse), all_mut(&mut want_own)));
-    contrastive::forward(&twin(), shape, from.0, from.1, scale.twin(), to.0, to.1).unwrap();
-
+    let nan = |len| Tensor::<D, D::Acc>::poison(device, odd, len);
+    let (mut lse, mut own, mut part) = (nan(n), nan(n), nan(g));
+    let call = Call { device, shape, rows: rows.view(), cols: cols.view(), scale: scale.weight() };
+    call.forward(lse.view_mut(), own.view_mut(), Some(part.view_mut()));
     // every column has seen its share of these rows, and others
     let logits = Logits::new(shape, scale.values[0].exp(), &rows.values, &cols.values);
-    let col_lse: Vec<f64> = (0..g).map(|j| logits.of_column(j) + (j % 5) as f64 / 5.0).collect();
+    let [want_lse, want_part] = logits.log_sums();
+    let want_own: Vec<f64> = (0..n).map(|i| logits.at(i, shape.offset + i)[0]).collect();
+    let col_lse: Vec<f64> =
+        want_part.iter().enumerate().map(|(j, x)| x + (j % 5) as f64 / 5.0).collect();
     let col_lse = Tensor::<D, D::Acc>::new(device, odd, &col_lse);
     let saved = lse.read(device);
+    let (mut alone, mut own_alone) = (nan(n), nan(n));
+    call.forward(alone.view_mut(), own_alone.view_mut(), None);
     let mut drows = Tensor::<D, D::Act>::poison(device, odd, n * width);
+    let mut dcols = Tensor::<D, D::Act>::poison(device, odd, g * width);
     let mut dscale = Tensor::<D, D::Acc>::filled(device, odd, START, 1);
-    let grads = ContrastiveGrads { rows: drows.view_mut(), logit_scale: Some(dscale.view_mut()) };
-    let from = (rows.view(), cols.view(), lse.view(), col_lse.view());
-    contrastive::backward(device, shape, from.0, from.1, scale.weight(), from.2, from.3, grads)
-        .unwrap();
-    let mut want = vec![0.0; n * width];
-    let grads = ContrastiveGrads { rows: all_mut(&mut want), logit_scale: None };
-    let from = (all(&rows.values), all(&cols.values), all(&saved), all(&col_lse.values));
-    contrastive::backward(&twin(), shape, from.0, from.1, scale.twin(), from.2, from.3, grads)
-        .unwrap();
-
-    let sum = (g + 8) as f64 * U;
-    lse.check(device, &what("lse"), &want_lse, |i| {
-        let errors = (0..g).map(|j| logits.error(i, j)).fold(0.0, f64::max);
-        errors + sum + 4.0 * U * want_lse[i].abs()
+    let grads = ContrastiveGrads {
+        rows: drows.view_mut(),
+        cols: Some(dcols.view_mut()),
+        logit_scale: Some(dscale.view_mut()),
+    };
+    call.backward(lse.view(), col_lse.view(), grads);
+    let mut again = Tensor::<D, D::Act>::poison(device, odd, n * width);
+    let grads = ContrastiveGrads { rows: again.view_mut(), cols: None, logit_scale: None };
+    call.backward(lse.view(), col_lse.view(), grads);
+    assert_eq!(again.read(device), drows.read(device), "{}", what("drows without the columns'"));
+    let lse_slack =
+        |errors: f64, terms: usize, lse: f64| errors + (terms + 8) as f64 * U + 4.0 * U * lse.abs();
+    for (lse, own) in [(lse, own), (alone, own_alone)] {
+        lse.check(device, &what("lse"), &want_lse, |i| {
+            let errors = (0..g).map(|j| logits.error(i, j)).fold(0.0, f64::max);
+            lse_slack(errors, g, want_lse[i])
+        });
+        own.check(device, &what("own"), &want_own, |i| logits.error(i, shape.offset + i));
+    }
+    part.check(device, &what("col_lse"), &want_part, |j| {
+        let errors = (0..n).map(|i| logits.error(i, j)).fold(0.0, f64::max);
+        lse_slack(errors, n, want_part[j])
     });
-    own.check(device, &what("own"), &want_own, |i| logits.error(i, shape.offset + i));
     let r = bound::epsilon::<D::Act>() / 2.0;
-    let slack = logits.gradient(r, &saved, &col_lse.values, &cols.values);
-    drows.check(device, &what("drows"), &want, |i| slack[i]);
-    // the device's own gradients, exactly; their products are summed
+    let weights = logits.weights(r, &saved, &col_lse.values);
+    for (what, got, vectors, of_cols) in
+        [(what("drows"), &drows, &cols, false), (what("dcols"), &dcols, &rows, true)]
+    {
+        let [want, slack] = weights.gradient(&vectors.values, of_cols);
+        got.check(device, &what, &want, |i| slack[i]);
+    }
     let got = drows.read(device);
     let products = rows.values.iter().zip(&got).map(|(r, d)| r * d);
-    let terms: f64 = products.clone().map(f64::abs).sum();
-    dscale.check(device, &what("dlogit_scale"), &[START + products.sum::<f64>()], |_| {
-        4.0 * U * (terms + 1.0)
-    });
+    check_scale(device, &what("dlogit_scale"), &dscale, products);
 }
 
-/// Brings rows to length 1.
+/// The device's own gradients, exactly; their products with the rows are summed.
+fn check_scale<D: Backend>(
+    device: &D,
+    what: &str,
+    got: &Tensor<D, D::Acc>,
+    products: impl Iterator<Item = f64> + Clone,
+) {
+    let terms: f64 = products.clone().map(f64::abs).sum();
+    let want = START + products.sum::<f64>();
+    got.check(device, what, &[want], |_| 4.0 * U * (terms + 1.0));
+}
+
+/// Brings rows to length 1, also one of zeros.
 fn unit(values: &mut [f64], width: usize) {
     for row in values.chunks_mut(width) {
+        if row.iter().all(|&x| x == 0.0) {
+            row[0] = 1.0;
+        }
         let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
         row.iter_mut().for_each(|x| *x /= norm);
     }
@@ -208,62 +333,101 @@ impl Logits {
         U * ((self.shape.width + 4) as f64 * terms + 6.0 * logit.abs())
     }
 
-    /// The log-sum-exp over the rows.
-    fn of_column(&self, j: usize) -> f64 {
-        let column = (0..self.shape.rows).map(|i| self.at(i, j)[0]);
-        let max = column.clone().fold(f64::NEG_INFINITY, f64::max);
-        max + column.map(|l| (l - max).exp()).sum::<f64>().ln()
+    /// The log-sum-exps of the rows, and of the columns as far as these rows go.
+    fn log_sums(&self) -> [Vec<f64>; 2] {
+        let ContrastiveShape { rows: n, cols: g, .. } = self.shape;
+        let of = |logits: &mut dyn Iterator<Item = usize>| {
+            let logits: Vec<f64> = logits.map(|at| self.values[at][0]).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
+        };
+        let rows = (0..n).map(|i| of(&mut (i * g..(i + 1) * g)));
+        let cols = (0..g).map(|j| of(&mut (j..n * g).step_by(g)));
+        [rows.collect(), cols.collect()]
     }
 
-    /// Of every element of `drows`: a probability is off by its logit's error and some roundings of
-    /// what its exponent is made of; a weight, the sum of two of them and the own column's 2, is
-    /// rounded by `r`; G products of weights and columns are summed.
-    fn gradient(&self, r: f64, row_lse: &[f64], col_lse: &[f64], cols: &[f64]) -> Vec<f64> {
-        let ContrastiveShape { rows, cols: g, offset, width } = self.shape;
+    /// The weights `[N, G]`, and how far each may be off: a probability by its logit's error and
+    /// some roundings of what its exponent is made of; a weight, the sum of two of them and the own
+    /// column's 2, is rounded by `r`.
+    fn weights(&self, r: f64, row_lse: &[f64], col_lse: &[f64]) -> Weights {
+        let ContrastiveShape { cols: g, offset, .. } = self.shape;
         let factor = self.s / (2 * g) as f64;
-        let mut slack = vec![0.0; rows * width];
-        for i in 0..rows {
-            for j in 0..g {
-                let l = self.at(i, j)[0];
-                let both = (l - row_lse[i]).exp() + (l - col_lse[j]).exp();
-                let own = if j == offset + i { 2.0 } else { 0.0 };
-                let exponent = 4.0 * U * (l.abs() + row_lse[i].abs() + col_lse[j].abs());
-                let off = both * (self.error(i, j) + exponent) + 12.0 * U * (both + own);
-                let weight = (both - own).abs() * (r + (g + 8) as f64 * U);
-                let off = factor * (off * (1.0 + r) + weight);
-                for c in 0..width {
-                    slack[i * width + c] += off * cols[j * width + c].abs();
-                }
-            }
-        }
-        slack
+        let of = |at: usize, [l, _]: [f64; 2]| {
+            let (i, j) = (at / g, at % g);
+            let both = (l - row_lse[i]).exp() + (l - col_lse[j]).exp();
+            let own = if j == offset + i { 2.0 } else { 0.0 };
+            let exponent = 4.0 * U * (l.abs() + row_lse[i].abs() + col_lse[j].abs());
+            let off = both * (self.error(i, j) + exponent) + 12.0 * U * (both + own);
+            let weight = both - own;
+            [factor * weight, factor * (off * (1.0 + r) + weight.abs() * r)]
+        };
+        let values = self.values.iter().enumerate().map(|(at, &l)| of(at, l)).collect();
+        Weights { shape: self.shape, values }
     }
 }
 
+struct Weights {
+    shape: ContrastiveShape,
+    /// `[N, G]`: a weight, and its error.
+    values: Vec<[f64; 2]>,
+}
+
+impl Weights {
+    /// Gradients of the rows, or of the columns, from the others' vectors, and how far each may be
+    /// off: products of weights and vectors are summed.
+    fn gradient(&self, vectors: &[f64], of_cols: bool) -> [Vec<f64>; 2] {
+        let ContrastiveShape { rows, cols: g, width, .. } = self.shape;
+        let (to, from) = if of_cols { (g, rows) } else { (rows, g) };
+        let (mut sums, mut slack) = (vec![0.0; to * width], vec![0.0; to * width]);
+        let places = sums.chunks_mut(width).zip(slack.chunks_mut(width));
+        for (t, (sums, slack)) in places.enumerate() {
+            for (f, vector) in vectors.chunks(width).enumerate() {
+                let [weight, off] = self.values[if of_cols { f * g + t } else { t * g + f }];
+                let off = off + weight.abs() * (from + 8) as f64 * U;
+                for ((sum, slack), x) in sums.iter_mut().zip(slack.iter_mut()).zip(vector) {
+                    *sum += weight * x;
+                    *slack += off * x.abs();
+                }
+            }
+        }
+        [sums, slack]
+    }
+}
+
+/// NaN in a row is in its log-sum-exp and in those of all columns; and the other way round.
 fn nan_stays_in_its_row<D: Backend>(device: &D) {
     let (n, width) = (200, 16);
     let shape = ContrastiveShape { rows: n, cols: n, offset: 0, width };
     let mut values = noise(3, n * width);
     unit(&mut values, width);
-    let cols = Tensor::<D, D::Act>::new(device, 0, &values);
     let scale = Param::<D>::new(device, 0, &[2.0]);
-    let run = |values: &[f64]| {
-        let rows = Tensor::<D, D::Act>::new(device, 0, values);
-        let mut lse = Tensor::<D, D::Acc>::poison(device, 0, n);
-        let mut own = Tensor::<D, D::Acc>::poison(device, 0, n);
-        let to = (lse.view_mut(), own.view_mut());
-        contrastive::forward(device, shape, rows.view(), cols.view(), scale.weight(), to.0, to.1)
-            .unwrap();
-        (lse.read(device), own.read(device))
+    let run = |rows: &[f64], cols: &[f64]| {
+        let rows = Tensor::<D, D::Act>::new(device, 0, rows);
+        let cols = Tensor::<D, D::Act>::new(device, 0, cols);
+        let nan = || Tensor::<D, D::Acc>::poison(device, 0, n);
+        let (mut lse, mut own, mut col_lse) = (nan(), nan(), nan());
+        let call =
+            Call { device, shape, rows: rows.view(), cols: cols.view(), scale: scale.weight() };
+        call.forward(lse.view_mut(), own.view_mut(), Some(col_lse.view_mut()));
+        [lse, own, col_lse].map(|x| x.read(device))
     };
-    let (lse, own) = run(&values);
-    for row in [0, 131] {
-        let mut values = values.clone();
-        values[row * width + 3] = f64::NAN;
-        let (got, got_own) = run(&values);
-        assert!(got[row].is_nan() && got_own[row].is_nan());
-        for i in (0..n).filter(|&i| i != row) {
-            assert_eq!((got[i], got_own[i]), (lse[i], own[i]), "row {i}, NaN in {row}");
+    let clean = run(&values, &values);
+    for at in [0, 131] {
+        let mut dirty = values.clone();
+        dirty[at * width + 3] = f64::NAN;
+        for in_col in [false, true] {
+            let (rows, cols) = if in_col { (&values, &dirty) } else { (&dirty, &values) };
+            let [mut lse, own, mut col_lse] = run(rows, cols);
+            let [mut want, want_own, mut want_col] = clean.clone();
+            if in_col {
+                std::mem::swap(&mut lse, &mut col_lse);
+                std::mem::swap(&mut want, &mut want_col);
+            }
+            assert!(lse[at].is_nan() && own[at].is_nan());
+            assert!(col_lse.iter().all(|x| x.is_nan()), "{at}, {in_col}: {col_lse:?}");
+            for i in (0..n).filter(|&i| i != at) {
+                assert_eq!((lse[i], own[i]), (want[i], want_own[i]), "{i}, NaN in {at}, {in_col}");
+            }
         }
     }
 }
@@ -274,21 +438,29 @@ fn refuses_what_does_not_fit() {
     let device = Cpu::<f32>::new(1).unwrap();
     let weights = vec![0.0; 2];
     let good = ContrastiveShape { rows: 2, cols: 5, offset: 3, width: 3 };
-    let call = |shape, [rows, cols, scale, lse, own]: [usize; 5]| {
-        let (rows, cols) = (vec![0.0; rows], vec![0.0; cols]);
-        let (mut lse, mut own) = (vec![0.0; lse], vec![0.0; own]);
+    let room = Cpu::<f32>::contrastive_workspace(good, true);
+    let call = |shape, [rows, cols, scale, lse, own, col, room]: [usize; 7]| {
+        let (rows, cols, mut room) = (vec![0.0; rows], vec![0.0; cols], vec![0.0; room]);
+        let (mut lse, mut own, mut col) = (vec![0.0; lse], vec![0.0; own], vec![0.0; col]);
         let scale = Weight::at(&weights, Slot { offset: 0, len: scale });
-        let (from, to) = (
-            (View::all(&rows), View::all(&cols)),
-            (ViewMut::all(&mut lse), ViewMut::all(&mut own)),
-        );
-        contrastive::forward::<Cpu>(&device, shape, from.0, from.1, scale, to.0, to.1)
+        let from = (View::all(&rows), View::all(&cols));
+        let out = ContrastiveOut {
+            row_lse: ViewMut::all(&mut lse),
+            own: ViewMut::all(&mut own),
+            col_lse: Some(ViewMut::all(&mut col)),
+        };
+        let room = ViewMut::all(&mut room);
+        contrastive::forward::<Cpu>(&device, shape, from.0, from.1, scale, out, room)
     };
     let op = "contrastive::forward";
-    call(good, [6, 15, 1, 2, 2]).unwrap();
+    call(good, [6, 15, 1, 2, 2, 5, room]).unwrap();
     let outside = ContrastiveShape { offset: 4, ..good };
-    refused(call(outside, [6, 15, 1, 2, 2]), op, "1 <= N, offset + N <= G, 1 <= D");
-    refused(call(good, [6, 14, 1, 2, 2]), op, "rows must be [N, D], cols [G, D]");
-    refused(call(good, [6, 15, 2, 2, 2]), op, "logit_scale must be one value");
-    refused(call(good, [6, 15, 1, 5, 2]), op, "lse and own must be [N]");
+    refused(call(outside, [6, 15, 1, 2, 2, 5, room]), op, "1 <= N, offset + N <= G, 1 <= D");
+    refused(call(good, [6, 14, 1, 2, 2, 5, room]), op, "rows must be [N, D], cols [G, D]");
+    refused(call(good, [6, 15, 2, 2, 2, 5, room]), op, "logit_scale must be one value");
+    let rule = "row_lse and own must be [N], col_lse [G]";
+    refused(call(good, [6, 15, 1, 5, 2, 5, room]), op, rule);
+    refused(call(good, [6, 15, 1, 2, 2, 2, room]), op, rule);
+    let rule = "workspace must hold what contrastive_workspace says";
+    refused(call(good, [6, 15, 1, 2, 2, 5, room - 1]), op, rule);
 }

@@ -8,7 +8,7 @@ mod blas;
 mod staging;
 
 use super::api::{self, RoclipKernels, RoclipStream};
-use super::machine::{Address, Machine, Matmul};
+use super::machine::{Address, Block, Machine, Matmul};
 use super::{lock, status};
 use crate::backend::HostBuf;
 use crate::error::{Error, Result};
@@ -116,8 +116,8 @@ impl Drop for Graph {
 impl Machine for Card {
     type Graph = Graph;
 
-    /// 64 MiB of bf16, up to 262,144 columns.
-    const BLOCK: (usize, usize) = (32 << 20, 128);
+    /// At most 128 MiB of bf16, from 8 MiB of columns.
+    const BLOCK: Block = Block { rows: 8192, cols: 8192, operand: 4 << 20, multiple: 256 };
 
     fn kernels(&self) -> &'static RoclipKernels {
         // SAFETY: a constant table.

@@ -5,7 +5,7 @@
 //! early shows. Within a kernel the mode says the same of asynchronous copies and products.
 
 use super::api::{self, RoclipKernels, RoclipStream};
-use super::machine::{Address, Machine, Matmul, Output};
+use super::machine::{Address, Block, Machine, Matmul, Output};
 use super::{lock, status};
 use crate::backend::HostBuf;
 use crate::error::{Error, Result};
@@ -115,8 +115,8 @@ pub(super) fn last_error() -> String {
 impl Machine for Emulator {
     type Graph = Vec<Work>;
 
-    /// So little that tests meet several blocks, and a last one that is not full.
-    const BLOCK: (usize, usize) = (2048, 16);
+    /// So little that tests meet several blocks both ways, and last ones that are not full.
+    const BLOCK: Block = Block { rows: 96, cols: 2048, operand: 12_288, multiple: 16 };
 
     fn kernels(&self) -> &'static RoclipKernels {
         // SAFETY: a constant table.

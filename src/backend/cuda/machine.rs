@@ -15,9 +15,8 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// Work that was recorded.
     type Graph: Send;
 
-    /// Elements of a block of rows that an operation stores at a time, at most, and the rows of it,
-    /// at least, which count where both cannot be: fewer would leave a GPU idle.
-    const BLOCK: (usize, usize);
+    /// What is stored at a time of a matrix that is too large to be stored.
+    const BLOCK: Block;
 
     /// The kernels built for it.
     fn kernels(&self) -> &'static RoclipKernels;
@@ -116,6 +115,27 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
+}
+
+/// A part of a matrix of rows × columns, whose element is a function of a row and a column vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Rows, at most.
+    pub rows: usize,
+    /// Columns, at most.
+    pub cols: usize,
+    /// Elements of the columns' vectors, at most: what a cache should hold.
+    pub operand: usize,
+    /// Columns are a multiple of this, and at least once.
+    pub multiple: usize,
+}
+
+impl Block {
+    /// Columns of vectors of `width`.
+    pub fn cols(&self, width: usize) -> usize {
+        let most = self.cols.min(self.operand / width);
+        (most / self.multiple).max(1) * self.multiple
+    }
 }
 
 /// A matrix of bf16, row-major.

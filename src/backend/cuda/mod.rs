@@ -90,8 +90,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A launcher of the table, which the generated code wraps in an option.
 type Launcher<A> = Option<unsafe extern "C" fn(RoclipStream, *const A) -> i32>;
 
-/// Bytes left for scratch memory and for what the driver loads; the largest scratch, the block of
-/// `contrastive`, is a quarter of it.
+/// Bytes left for scratch memory and for what the driver loads; the largest scratch, the candidates
+/// of a lookup in the pool, is 512 bytes a query, a quarter of it at 131,072.
 const RESERVE: u64 = 256 << 20;
 
 /// Scratch memory holds numbers of any kind.

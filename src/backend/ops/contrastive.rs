@@ -1,13 +1,17 @@
-//! Contract of `contrastive`: one direction of CLIP's symmetric loss, for local rows against
-//! gathered columns. Nothing of size rows × columns is stored.
+//! Contract of `contrastive`: CLIP's symmetric loss, for local rows against gathered columns.
+//! Nothing of size rows × columns is stored.
 //!
 //! With `l[i,j] = s·⟨rows[i], cols[j]⟩`, `s = exp(logit_scale)`, the loss over `G` pairs is
 //! `1/(2G) · (Σᵢ lseⱼ l[i,j] − l[i,i]  +  Σⱼ lseᵢ l[i,j] − l[j,j])`. Its gradient by row `i` needs
-//! the row's own log-sum-exp and those of all columns: `d rows[i]` is
-//! `s/(2G) · Σⱼ (exp(l[i,j] − row_lse[i]) + exp(l[i,j] − col_lse[j]) − 2δᵢⱼ) · cols[j]`.
-//! Ranks therefore exchange embeddings and `G` log-sum-exps, never gradients, and every rank holds
-//! the exact gradient of the global loss by its own rows. The other direction is the same call with
-//! images and texts exchanged.
+//! the row's own log-sum-exp and those of all columns: `d rows[i] = Σⱼ w[i,j] · cols[j]`, and
+//! `d cols[j] = Σᵢ w[i,j] · rows[i]`, with the weights
+//! `w[i,j] = s/(2G) · (exp(l[i,j] − row_lse[i]) + exp(l[i,j] − col_lse[j]) − 2δᵢⱼ)`.
+//!
+//! Where the rows are all there are (`N = G`), one call of [`forward`] gives both log-sum-exps and
+//! one of [`backward`] both gradients: four products of `2·N·G·D` operations. Ranks exchange
+//! embeddings and `G` log-sum-exps, never gradients, and every rank holds the exact gradient of the
+//! global loss by its own rows; for the other direction it makes the same calls with images and
+//! texts exchanged.
 //!
 //! Source: the loss of CLIP (Radford et al. 2021, figure 3).
 
@@ -15,7 +19,7 @@ use super::require;
 use crate::backend::{Device, View, ViewMut, Weight};
 use crate::error::Result;
 
-/// Extents of one direction.
+/// Extents of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContrastiveShape {
     /// `N`, local rows.
@@ -40,25 +44,47 @@ impl ContrastiveShape {
     }
 }
 
+/// What the forward writes; all is overwritten.
+pub struct ContrastiveOut<'a, D: Device> {
+    /// `[N]`, `log Σⱼ exp(l[i,j])`.
+    pub row_lse: ViewMut<'a, D, D::Acc>,
+    /// `[N]`, `l[i, offset + i]`.
+    pub own: ViewMut<'a, D, D::Acc>,
+    /// `[G]`, `log Σᵢ exp(l[i,j])` over these `N` rows: the log-sum-exp of the whole column only
+    /// where `N = G`.
+    pub col_lse: Option<ViewMut<'a, D, D::Acc>>,
+}
+
 /// What the backward writes.
 pub struct ContrastiveGrads<'a, D: Device> {
     /// `[N, D]`, overwritten.
     pub rows: ViewMut<'a, D, D::Act>,
+    /// `[G, D]`, overwritten with the part of these `N` rows: the whole gradient only where
+    /// `N = G`. `None` saves the product.
+    pub cols: Option<ViewMut<'a, D, D::Act>>,
     /// `[1]`, added to; `None` in the second of two directions, which would count it twice.
     pub logit_scale: Option<ViewMut<'a, D, D::Acc>>,
 }
 
+/// What is known before there is any memory: a device that only counts knows it, too.
+pub trait ContrastiveWorkspace: Device {
+    /// Elements of the workspace that both passes need for this shape at least; `with_cols` where
+    /// the columns' log-sum-exps or gradients are wanted, which takes no less.
+    fn contrastive_workspace(shape: ContrastiveShape, with_cols: bool) -> usize;
+}
+
 /// What the device must be able to do. Call the functions of this module, which check, not these.
-pub trait Contrastive: Device {
+pub trait Contrastive: ContrastiveWorkspace {
     /// See [`forward`].
+    #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
     fn contrastive_forward(
         &self,
         shape: ContrastiveShape,
         rows: View<'_, Self, Self::Act>,
         cols: View<'_, Self, Self::Act>,
         logit_scale: Weight<'_, Self>,
-        lse: ViewMut<'_, Self, Self::Acc>,
-        own: ViewMut<'_, Self, Self::Acc>,
+        out: ContrastiveOut<'_, Self>,
+        workspace: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
 
     /// See [`backward`].
@@ -72,18 +98,21 @@ pub trait Contrastive: Device {
         row_lse: View<'_, Self, Self::Acc>,
         col_lse: View<'_, Self, Self::Acc>,
         grads: ContrastiveGrads<'_, Self>,
+        workspace: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
 }
 
-/// `lse[i] = log Σⱼ exp(l[i,j])` and `own[i] = l[i, offset + i]`; the direction's part of the loss
-/// is `1/(2G) · Σᵢ (lse[i] − own[i])`, summed over ranks.
+/// Log-sum-exps of rows and, where they are wanted, of columns. The loss is
+/// `1/(2G) · (Σᵢ row_lse[i] + Σⱼ col_lse[j] − 2·Σᵢ own[i])`, with sums over all rows and columns.
 ///
-/// | name          | shape                | dtype   |
-/// |---------------|----------------------|---------|
-/// | `rows`        | `[N, D]`             | Act     |
-/// | `cols`        | `[G, D]`             | Act     |
-/// | `logit_scale` | `[1]`, natural log   | weights |
-/// | `lse`, `own`  | `[N]`, overwritten   | Acc     |
+/// | name                | shape                           | dtype   |
+/// |---------------------|---------------------------------|---------|
+/// | `rows`              | `[N, D]`                        | Act     |
+/// | `cols`              | `[G, D]`                        | Act     |
+/// | `logit_scale`       | `[1]`, natural log              | weights |
+/// | `out.row_lse`, `own`| `[N]`, overwritten              | Acc     |
+/// | `out.col_lse`       | `[G]`, overwritten; optional    | Acc     |
+/// | `workspace`         | [`ContrastiveWorkspace`] says   | Acc     |
 ///
 /// Stable for every temperature: the largest logit is subtracted before the exponential.
 ///
@@ -95,19 +124,25 @@ pub fn forward<D: Contrastive>(
     rows: View<'_, D, D::Act>,
     cols: View<'_, D, D::Act>,
     logit_scale: Weight<'_, D>,
-    lse: ViewMut<'_, D, D::Acc>,
-    own: ViewMut<'_, D, D::Acc>,
+    out: ContrastiveOut<'_, D>,
+    workspace: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "contrastive::forward";
     shape.check(op, rows.len, cols.len, logit_scale.slot.len)?;
-    let out = lse.len == shape.rows && own.len == shape.rows;
-    require(op, out, "lse and own must be [N]", || format!("{}, {}", lse.len, own.len))?;
-    device.contrastive_forward(shape, rows, cols, logit_scale, lse, own)
+    let col_lse = out.col_lse.as_ref().map(|x| x.len);
+    let fits = [out.row_lse.len, out.own.len] == [shape.rows; 2];
+    let fits = fits && col_lse.is_none_or(|len| len == shape.cols);
+    require(op, fits, "row_lse and own must be [N], col_lse [G]", || {
+        format!("{}, {}, {col_lse:?}", out.row_lse.len, out.own.len)
+    })?;
+    check_workspace::<D>(op, shape, col_lse.is_some(), workspace.len)?;
+    device.contrastive_forward(shape, rows, cols, logit_scale, out, workspace)
 }
 
-/// Gradients of the symmetric loss by the local rows and by `logit_scale` (see the module's
-/// formula). `row_lse` `[N]` comes from this direction's [`forward`], `col_lse` `[G]` from the
-/// other's, gathered. The gradient of `logit_scale` is the local rows' part; ranks add theirs up.
+/// Gradients of the symmetric loss by the local rows, by the columns as far as these rows see them,
+/// and by `logit_scale` (see the module's formula). `row_lse` `[N]` and `col_lse` `[G]` are the
+/// whole ones: where `N < G`, `col_lse` is the other direction's, gathered. The gradient of
+/// `logit_scale` is the local rows' part; ranks add theirs up.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
@@ -121,6 +156,7 @@ pub fn backward<D: Contrastive>(
     row_lse: View<'_, D, D::Acc>,
     col_lse: View<'_, D, D::Acc>,
     grads: ContrastiveGrads<'_, D>,
+    workspace: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "contrastive::backward";
     shape.check(op, rows.len, cols.len, logit_scale.slot.len)?;
@@ -128,9 +164,25 @@ pub fn backward<D: Contrastive>(
     require(op, lse, "row_lse must be [N], col_lse [G]", || {
         format!("{}, {}", row_lse.len, col_lse.len)
     })?;
-    let out = grads.rows.len == rows.len && grads.logit_scale.as_ref().is_none_or(|g| g.len == 1);
-    require(op, out, "gradients must have the shapes of rows and logit_scale", || {
-        format!("{}", grads.rows.len)
+    let dcols = grads.cols.as_ref().map(|x| x.len);
+    let scale = grads.logit_scale.as_ref().map(|x| x.len);
+    let out = grads.rows.len == rows.len && dcols.is_none_or(|len| len == cols.len);
+    let out = out && scale.is_none_or(|len| len == 1);
+    require(op, out, "gradients must have the shapes of rows, cols and logit_scale", || {
+        format!("{}, {dcols:?}, {scale:?}", grads.rows.len)
     })?;
-    device.contrastive_backward(shape, rows, cols, logit_scale, row_lse, col_lse, grads)
+    check_workspace::<D>(op, shape, dcols.is_some(), workspace.len)?;
+    device.contrastive_backward(shape, rows, cols, logit_scale, row_lse, col_lse, grads, workspace)
+}
+
+fn check_workspace<D: Contrastive>(
+    op: &'static str,
+    shape: ContrastiveShape,
+    with_cols: bool,
+    len: usize,
+) -> Result<()> {
+    let least = D::contrastive_workspace(shape, with_cols);
+    require(op, len >= least, "workspace must hold what contrastive_workspace says", || {
+        format!("{len}, not {least}")
+    })
 }
