@@ -4,9 +4,9 @@
     scripts/check_kernels.py target/release/roclip-train
 
 For every architecture: no kernel has a stack or local memory (which is where registers spill to),
-tensor-core kernels contain tensor-core products and matrix loads, streaming kernels move 16 bytes at a
-time. Prints one line a kernel; exits with 1 and the reasons where something is missing. Needs cuobjdump
-and nvdisasm (scripts/install-cuda.sh).
+tensor-core kernels contain tensor-core products and matrix loads, those of Hopper its own; streaming
+kernels move 16 bytes at a time. Prints one line a kernel; exits with 1 and the reasons where something is
+missing. Needs cuobjdump and nvdisasm (scripts/install-cuda.sh).
 """
 
 import re
@@ -32,6 +32,17 @@ NEEDED = {
     "l2norm_forward_kernel": STREAM,
     "l2norm_backward_kernel": STREAM,
     "adamw_kernel": STREAM,
+}
+
+# The same on sm_90a alone, in every variant: warpgroup products, loads that both blocks of a cluster get,
+# and registers that change hands.
+CLUSTER = [r"UTMALDG\.2D ", r"UTMALDG\.2D\.MULTICAST", r"USETMAXREG\.DEALLOC", r"USETMAXREG\.TRY_ALLOC", "UCGABAR"]
+NEEDED_ON_HOPPER = {
+    "pool_match_hopper_kernel": ["HGMMA"] + CLUSTER,
+    "pool_filter_kernel": ["IGMMA"] + CLUSTER,
+    "pool_rescore_kernel": ["HGMMA", "LDGSTS"],
+    "contrastive_forward_hopper_kernel": ["HGMMA", r"MUFU\.EX2"] + CLUSTER,
+    "contrastive_weights_hopper_kernel": ["HGMMA", r"MUFU\.EX2", r"STG\.E\.128"] + CLUSTER,
 }
 
 
@@ -74,7 +85,7 @@ def main(program):
             wrong.append(f"{architecture}: no kernel in {program}")
         for name, (registers, stack, local, shared) in sorted(usage.items()):
             body = code.get(name, "")
-            counts = {op: len(re.findall(op, body)) for op in ("HMMA", "LDSM", "LDGSTS", "LDG", "STG")}
+            counts = {op: len(re.findall(op, body)) for op in ("HGMMA", "IGMMA", "HMMA", "LDSM", "LDGSTS", "LDG", "STG")}
             told = " ".join(f"{op}:{n}" for op, n in counts.items() if n)
             print(f"{architecture:7} {short(name):70} REG:{registers} SHARED:{shared} {told}")
             if stack or local:
@@ -84,6 +95,14 @@ def main(program):
             for op in needed:
                 if not any(re.search(op, body) for body in bodies):
                     wrong.append(f"{architecture} {kernel}: no {op} in its {len(bodies)} variants")
+        for kernel, needed in NEEDED_ON_HOPPER.items() if architecture == "sm_90a" else ():
+            bodies = {name: body for name, body in code.items() if kernel in name}
+            if not bodies:
+                wrong.append(f"{architecture}: no {kernel}")
+            for name, body in bodies.items():
+                missing = [op for op in needed if not re.search(op, body)]
+                if missing:
+                    wrong.append(f"{architecture} {short(name)}: no {', '.join(missing)}")
     for line in wrong:
         print(f"FAIL {line}", file=sys.stderr)
     sys.exit(1 if wrong else 0)
