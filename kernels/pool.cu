@@ -126,12 +126,12 @@ int32_t plain(RoclipStream stream, const PoolMatch& a) {
 template <int K>
 int32_t match(RoclipStream stream, const PoolMatch& a) {
     int32_t error = ROCLIP_REFUSED;
-    const auto may = [&](int32_t kernel) {
-        return error == ROCLIP_REFUSED && (a.kernel == kernel || a.kernel == ROCLIP_AUTO);
-    };
-    if (a.kernel == ROCLIP_PLAIN) return plain<K>(stream, a);
-    if (may(ROCLIP_INT8)) error = pool_match_int8(stream, a);
-    if (may(ROCLIP_HOPPER)) error = pool_match_hopper<K>(stream, a);
+    switch (a.kernel) {
+        case ROCLIP_PLAIN: return plain<K>(stream, a);
+        case ROCLIP_PORTABLE: return portable<K>(stream, a);
+        case ROCLIP_INT8: error = pool_match_int8(stream, a);
+    }
+    if (error == ROCLIP_REFUSED) error = pool_match_hopper<K>(stream, a);
     return error == ROCLIP_REFUSED ? portable<K>(stream, a) : error;
 }
 

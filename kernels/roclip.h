@@ -46,7 +46,7 @@ enum {
     ROCLIP_PORTABLE = 1, /* for every GPU */
     ROCLIP_HOPPER = 2,   /* for compute capability 9.0 */
     ROCLIP_PLAIN = 3,    /* without what makes it fast */
-    ROCLIP_INT8 = 4      /* as ROCLIP_HOPPER, after a search in 8 bits */
+    ROCLIP_INT8 = 4      /* ROCLIP_HOPPER's, after a search in 8 bits */
 };
 
 /* ---- embedding ---- */

@@ -124,10 +124,6 @@ impl Machine for Card {
         unsafe { &api::roclip_kernels_cuda }
     }
 
-    fn is_hopper(&self) -> bool {
-        self.inner.context.compute_capability().is_ok_and(|version| version == (9, 0))
-    }
-
     fn name(&self) -> String {
         let context = &self.inner.context;
         let name = context.name().unwrap_or_else(|_| "a GPU".into());

@@ -123,10 +123,6 @@ impl Machine for Emulator {
         unsafe { &api::roclip_kernels_sim }
     }
 
-    fn is_hopper(&self) -> bool {
-        true
-    }
-
     fn name(&self) -> String {
         "sim (an emulated GPU)".into()
     }

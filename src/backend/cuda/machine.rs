@@ -21,9 +21,6 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// The kernels built for it.
     fn kernels(&self) -> &'static RoclipKernels;
 
-    /// Whether it has compute capability 9.0, whose kernels use what no other has.
-    fn is_hopper(&self) -> bool;
-
     /// What it is, for the log.
     fn name(&self) -> String;
 

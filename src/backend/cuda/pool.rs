@@ -10,22 +10,12 @@ use half::bf16;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-/// A search in 8 bits first is worth what it costs from so many queries and rows on.
-const INT8_PAYS: (i64, i64) = (2048, 65_536);
-
 impl<M: Machine> Gpu<M> {
     /// Bytes of scratch memory for a search in 8 bits; 0 where there is to be none.
     fn int8_bytes(&self, k: usize, queries_n: i64, pool_n: i64, width: usize) -> usize {
-        let pays = queries_n >= INT8_PAYS.0 && pool_n >= INT8_PAYS.1;
-        let wanted = match self.kernels {
-            Kernels::Auto => pays && self.machine.is_hopper(),
-            Kernels::Int8 => true,
-            _ => false,
-        };
         let mut bytes = 0;
-        if wanted && k == 1 {
-            let args =
-                PoolInt8Bytes { queries_n, pool_n, width: int(width), bytes: &raw mut bytes };
+        if self.kernels == Kernels::Int8 && k == 1 {
+            let args = PoolInt8Bytes { queries_n, pool_n, width: int(width), bytes: &raw mut bytes };
             let launcher = self.machine.kernels().pool_int8_bytes.expect("the table is full");
             // SAFETY: it starts nothing and writes the one number.
             unsafe { launcher(null_mut(), &raw const args) };
