@@ -39,7 +39,12 @@ constexpr float HEADROOM = 70.f;  // of exponents, above 0
 // Every warp of a cluster has a partial sum of each column of its group.
 constexpr int WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr int GROUPS = ROCLIP_STRIPS / (CLUSTER * WARPS);
-constexpr int MAX_BANDS = 64;  // of a group, whose sums of rows fit beside the ring
+// Strips are balanced for an H100 or H200 wherever this runs: sums have one order everywhere.
+constexpr int CLUSTERS = 66;
+
+// Of a group: as many as have room for their sums of rows beside the ring; few where it takes small
+// shapes to see more slices than one.
+constexpr int MAX_BANDS = EMULATED ? 2 : 64;
 constexpr size_t ROW_SUMS = sizeof(float) * MAX_BANDS * ROWS;
 
 struct Forward {
@@ -235,7 +240,7 @@ int32_t forward_slice(RoclipStream stream, ContrastiveForward a, int64_t first, 
     if (error) return error;
     Work& work = f.operands.work;
     work.groups = GROUPS < work.bands ? GROUPS : work.bands;
-    balance(&work, COLS, ROCLIP_STRIPS);
+    balance(&work, COLS, ROCLIP_STRIPS, CLUSTERS);
     error = launch<contrastive_forward_hopper_kernel<COLUMNS>, CLUSTER>(
         stream, grid(work), dim3(THREADS), shared_bytes<COLS>(ROW_SUMS), f);
     if (error) return error;

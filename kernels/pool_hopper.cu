@@ -89,7 +89,7 @@ int32_t plan(const PoolMatch& a, Search<COLS>* search) {
     const int32_t error = describe<bf16, COLS>(&search->operands, a.queries, a.queries_n, a.pool,
                                                a.pool_n, a.width);
     work.groups = work.bands;
-    search->cycles = balance(&work, COLS, ROCLIP_STRIPS);
+    search->cycles = balance(&work, COLS, ROCLIP_STRIPS, clusters());
     return error;
 }
 

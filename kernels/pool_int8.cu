@@ -414,7 +414,7 @@ int32_t filter(RoclipStream stream, Filter f) {
     for (const bool take : {false, true}) {
         work.tiles = take ? tiles : tiles / PART;
         if (work.tiles == 0) continue;
-        balance(&work, COLS, ROCLIP_STRIPS);
+        balance(&work, COLS, ROCLIP_STRIPS, clusters());
         f.take = take;
         const int32_t error = launch<pool_filter_kernel, CLUSTER>(stream, grid(work), dim3(THREADS),
                                                                   shared_bytes<COLS>(), f);

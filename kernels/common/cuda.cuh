@@ -7,9 +7,11 @@
 #include <cuda_runtime.h>
 // The two builds of one kernel must not share a symbol.
 #define ROCLIP_BUILD cuda_build
+constexpr bool EMULATED = false;
 #else
 #include "sim/sim.h"
 #define ROCLIP_BUILD sim_build
+constexpr bool EMULATED = true;
 #endif
 
 #include "asm.cuh"

@@ -313,15 +313,15 @@ inline int32_t describe(Operands* o, const E* rows, int64_t rows_n, const E* col
     return tensor_map_2d(&o->cols, cols, cols_n, width, width, Stage<COLS>::HALF);
 }
 
-// Chooses the strips, at most `most`, with which the busiest cluster has least to do; returns about
-// how many cycles. What a tile and an item cost beyond products need not be known well.
-inline int64_t balance(Work* w, int cols, int most) {
+// Chooses the strips, at most `most`, with which the busiest of `clusters` has least to do; returns
+// about how many cycles. What a tile and an item cost beyond products need not be known well.
+inline int64_t balance(Work* w, int cols, int most, int clusters) {
     constexpr int64_t TILE = 100, ITEM = 1000;
     const int64_t cycles_of_tile = int64_t(w->steps) * cols * 4 + TILE;
     int64_t least = INT64_MAX;
     for (int strips = 1; strips <= most && strips <= w->tiles; ++strips) {
         const int64_t tiles = ceil_div(w->bands, w->groups) * ceil_div(w->tiles, strips);
-        const int64_t rounds = ceil_div(int64_t(w->groups) * strips, clusters());
+        const int64_t rounds = ceil_div(int64_t(w->groups) * strips, clusters);
         const int64_t cycles = rounds * (tiles * cycles_of_tile + ITEM);
         if (cycles < least) least = cycles, w->strips = strips;
     }

@@ -3,7 +3,7 @@
 //! sums over all logits in f64: rows and columns around a tile's 128 and around the blocks of both
 //! engines, more tiles than strips, own columns anywhere, lengths other than 1.
 
-use super::twin::{Param, Tensor, U, bits_of, on_every_twin};
+use super::twin::{Param, Tensor, U, bits_of, on_every_kernel, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::Weight;
@@ -196,6 +196,36 @@ fn agrees_with_plain_sums<D: Backend>(device: &D) {
     }
 }
 on_every_twin!(agrees_with_plain_sums);
+on_every_kernel!(agrees_with_plain_sums, kernels: Portable);
+
+/// Around the tiles of the Hopper kernels: bands of 256 rows, tiles of 256 columns, several bands
+/// in a group and more rows than one launch takes; logits that an offset common to all suits, and
+/// such that it does not: vectors three times as long, rows far from every column.
+fn agrees_with_plain_sums_around_tiles<D: Backend>(device: &D) {
+    for (i, (rows, cols, offset, width)) in [
+        (255, 255, 0, 64),
+        (256, 257, 1, 72),
+        (257, 513, 256, 128),
+        (700, 1029, 300, 8),
+        (9, 64 * 256 + 4, 2000, 8),
+        (2100, 2104, 4, 8),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shape = ContrastiveShape { rows, cols, offset, width };
+        compare(device, shape, [100.0, 14.3, 1.0][i % 3], 0, [1.0, 3.0][i / 3]);
+    }
+    let shape = ContrastiveShape { rows: 300, cols: 310, offset: 5, width: 8 };
+    let [mut rows, mut cols] = vectors(shape, 1.0);
+    let far = |x: &mut f64, sign: f64| *x = sign * (0.1 * *x + 0.35);
+    cols.iter_mut().for_each(|x| far(x, 1.0));
+    for (i, row) in rows.chunks_mut(8).enumerate() {
+        row.iter_mut().for_each(|x| far(x, if i % 7 == 3 { -1.0 } else { 1.0 }));
+    }
+    compare_of(device, shape, 100.0, 0, [rows, cols]);
+}
+on_every_kernel!(agrees_with_plain_sums_around_tiles, around_tiles: Hopper);
 
 /// The CPU's blocks are larger than what an emulated GPU does in a test.
 #[test]
@@ -223,9 +253,18 @@ fn vectors(shape: ContrastiveShape, length: f64) -> [Vec<f64>; 2] {
 }
 
 fn compare<D: Backend>(device: &D, shape: ContrastiveShape, s: f64, odd: usize, length: f64) {
+    compare_of(device, shape, s, odd, vectors(shape, length));
+}
+
+fn compare_of<D: Backend>(
+    device: &D,
+    shape: ContrastiveShape,
+    s: f64,
+    odd: usize,
+    [rows, cols]: [Vec<f64>; 2],
+) {
     let (n, g, width) = (shape.rows, shape.cols, shape.width);
     let what = |tensor: &str| format!("{tensor}, {shape:?}, {s}, {odd}");
-    let [rows, cols] = vectors(shape, length);
     let rows = Tensor::<D, D::Act>::new(device, odd, &rows);
     let cols = Tensor::<D, D::Act>::new(device, odd, &cols);
     let scale = Param::<D>::new(device, odd, &[s.ln()]);
@@ -432,6 +471,7 @@ fn nan_stays_in_its_row<D: Backend>(device: &D) {
     }
 }
 on_every_twin!(nan_stays_in_its_row);
+on_every_kernel!(nan_stays_in_its_row, of_nan: Portable);
 
 #[test]
 fn refuses_what_does_not_fit() {
