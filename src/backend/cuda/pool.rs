@@ -15,7 +15,8 @@ impl<M: Machine> Gpu<M> {
     fn int8_bytes(&self, k: usize, queries_n: i64, pool_n: i64, width: usize) -> usize {
         let mut bytes = 0;
         if self.kernels == Kernels::Int8 && k == 1 {
-            let args = PoolInt8Bytes { queries_n, pool_n, width: int(width), bytes: &raw mut bytes };
+            let args =
+                PoolInt8Bytes { queries_n, pool_n, width: int(width), bytes: &raw mut bytes };
             let launcher = self.machine.kernels().pool_int8_bytes.expect("the table is full");
             // SAFETY: it starts nothing and writes the one number.
             unsafe { launcher(null_mut(), &raw const args) };
