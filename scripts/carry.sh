@@ -4,7 +4,9 @@
 #
 #   eval "$(scripts/install-cuda.sh)" && scripts/carry.sh DIR
 #
-# On the host: DIR/scripts/gpu_report.sh OUT. The processor must be of this machine's kind.
+# On the host: DIR/scripts/gpu_report.sh OUT. The processor must be of this machine's kind. Peers
+# that the host lacks come with `scripts/peer_wheels.sh`, beside this folder: they are many times as
+# large as all of it.
 set -euo pipefail
 : "${1:?usage: scripts/carry.sh DIR}"
 to=$(realpath -m "$1")
@@ -31,7 +33,9 @@ rm "$to/bin/messages"
 for name in tests unit ops step; do
     [ -x "$to/bin/$name" ] || { echo "carry.sh: cargo built no $name" >&2; exit 1; }
 done
-cp scripts/gpu_report.sh scripts/{gpu_table,peers,plain_clip}.py "$to/scripts/"
+cp scripts/gpu_report.sh scripts/peer_wheels.{sh,txt} scripts/{gpu_table,peers}.py "$to/scripts/"
+mkdir "$to/scripts/peers"
+cp scripts/peers/*.py "$to/scripts/peers/"
 cp -r tests/golden "$to/tests/"
 git describe --always --dirty >"$to/commit"
 

@@ -5,7 +5,10 @@
 #
 # BINARIES is the folder `bin` that `scripts/carry.sh` filled (default: beside this script's
 # folder). Parts, all of them unless some are named: tests; sanitizer, which is memcheck, racecheck,
-# initcheck and synccheck; bench, which is ops and step; peers, which is peers-ops and peers-step.
+# initcheck and synccheck; bench, which is ops and step; peers, which is peers-ops and peers-step;
+# pool and loss, which take turns with their peers, ROUNDS times (default 3): ours with each choice
+# of kernels, then all peers, again and again. Libraries among the peers are looked for in PEERS
+# (default: the folder `peers` beside BINARIES), which `scripts/peer_wheels.sh install` fills.
 # Each command ends after LIMIT seconds (default 540). OUT keeps log.txt, results.tsv, the figures
 # as JSON, and report.md; a part that is run again replaces its results. Nothing stops at a failure;
 # the exit status says whether there was one. What cannot run for want of something has failed.
@@ -13,12 +16,12 @@ set -uo pipefail
 usage="usage: gpu_report.sh OUT [BINARIES] [PART...]"
 scripts=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$scripts")
-limit=${LIMIT:-540}
+limit=${LIMIT:-540} rounds=${ROUNDS:-3}
 : "${1:?$usage}"
 out=$(realpath -m "$1")
 shift
 bin=$root/bin
-all="tests memcheck racecheck initcheck synccheck ops step peers-ops peers-step"
+all="tests memcheck racecheck initcheck synccheck ops step pool loss peers-ops peers-step"
 parts=()
 for word in "$@"; do
     case $word in
@@ -40,7 +43,10 @@ done
 [ ${#parts[@]} -gt 0 ] || read -ra parts <<<"$all"
 mkdir -p "$out"
 touch "$out/results.tsv" "$out/log.txt"
-export ROCLIP_ROOT=$root PYTHONUNBUFFERED=1
+# what one round has tuned the next one finds
+export ROCLIP_ROOT=$root PYTHONUNBUFFERED=1 TRITON_CACHE_AUTOTUNING=1
+libraries=${PEERS:-$(dirname "$bin")/peers}
+export PYTHONPATH=$libraries${PYTHONPATH:+:$PYTHONPATH}
 
 # What this host has. Each of these prints why not, where something is missing.
 find_gpu() {
@@ -179,12 +185,32 @@ peers() {
     run "peers-$1" python3 "$scripts/peers.py" "$1" --json "$out/peers-$1.json"
 }
 
+# take_turns PART KERNELS...: ours with each choice of kernels and the peers, in turn.
+take_turns() {
+    local part=$1 round kernels start=$SECONDS
+    shift
+    needs "$part" gpu || return
+    for round in $(seq "$rounds"); do
+        for kernels in "$@"; do
+            needs "$part-$kernels-$round" gpu cublas ops || continue
+            run "$part-$kernels-$round" "$bin/ops" --device cuda --only "$part" \
+                --kernels "$kernels" --json "$out/$part-$kernels-$round.json"
+        done
+        needs "peers-$part-$round" gpu torch || continue
+        run "peers-$part-$round" python3 "$scripts/peers.py" "$part" \
+            --json "$out/peers-$part-$round.json"
+    done
+    result "$part" PASS $((SECONDS - start)) "$rounds rounds, each with its own result"
+}
+
 for part in "${parts[@]}"; do
     case $part in
         tests) tests ;;
         memcheck | racecheck | initcheck | synccheck) sanitize "$part" ;;
         ops) needs ops gpu cublas ops &&
-            run ops "$bin/ops" --device cuda --json "$out/ops.json" ;;
+            run ops "$bin/ops" --device cuda --only rest --json "$out/ops.json" ;;
+        pool) take_turns pool hopper int8 portable ;;
+        loss) take_turns loss auto portable ;;
         step) step ;;
         peers-*) peers "${part#peers-}" ;;
     esac
@@ -219,7 +245,7 @@ report() {
     for name in $(cut -f1 "$out/results.tsv"); do
         grep -q "^=== $name\$" "$out/log.txt" || continue
         printf '## %s\n\n' "$name"
-        case $name in ops | step-*) quoted "$name" 100 ;; *) quoted "$name" 30 ;; esac
+        case $name in ops | step-* | *-1) quoted "$name" 100 ;; *) quoted "$name" 30 ;; esac
     done
 }
 report >"$out/report.md"
