@@ -1,13 +1,17 @@
 //! Speed of every operation, at the shapes of ViT-B/32 and its text tower.
 //!
-//! `cargo bench --bench ops -- [--quick] [--device cpu|cuda|sim] [--json FILE] [threads]`. One line
-//! an operation: median and least time, the rate, its share of the limit measured in the same run
-//! (the largest square product for what computes, a copy of memory for what moves), and a hash of
-//! the result, which must not change with the threads. Bytes are those that must be read and
-//! written once, in the device's types. Calls are enqueued many at a time and waited for once.
+//! `cargo bench --bench ops -- [--quick] [--device cpu|cuda|sim] [--kernels auto|...]
+//! [--only pool|loss|rest] [--json FILE] [threads]`. One line an operation: median and least time,
+//! the rate, its share of the limit measured in the same run (the largest square product for what
+//! computes, a copy of memory for what moves, and for matching and the loss the library's product
+//! of the same shape), and a hash of the result, which must not change with the threads. Bytes are
+//! those that must be read and written once, in the device's types. Calls are enqueued many at a
+//! time and waited for once.
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "ops/similarity.rs"]
+mod similarity;
 #[path = "ops/towers.rs"]
 mod towers;
 #[path = "ops/training.rs"]
@@ -27,12 +31,18 @@ enum Cost {
     Flop(f64),
     /// Bytes read and written.
     Bytes(f64),
+    /// Floating-point operations of products whose rate is the limit of what follows.
+    Limit(f64),
+    /// Floating-point operations, to compare with the last limit.
+    Beside(f64),
 }
 
 /// One operation at one shape, ready to run again and again.
 pub struct Bench<D: Backend> {
     name: String,
     cost: Cost,
+    /// Bytes that it needs beyond operands and results, where that is of interest.
+    extra: usize,
     /// Runs it once; the result's hash, if asked for.
     pub body: Body<D>,
 }
@@ -45,7 +55,7 @@ fn bench<D: Backend>(
     cost: Cost,
     body: impl FnMut(&Run<'_, D>) -> Result<u64> + 'static,
 ) -> Bench<D> {
-    Bench { name: name.into(), cost, body: Box::new(body) }
+    Bench { name: name.into(), cost, extra: 0, body: Box::new(body) }
 }
 
 /// One run of a body.
@@ -79,8 +89,21 @@ fn fnv<T: Float>(values: Vec<T>) -> u64 {
     values.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+/// Some of the operations.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Matching, and what fills the pool.
+    Pool,
+    /// The contrastive loss.
+    Loss,
+    /// All others.
+    Rest,
+}
+
 /// What the operations are run on.
 pub struct Shapes {
+    /// All parts where there is none.
+    only: Option<Part>,
     /// Side of the square product and bytes of the copy that are the limits.
     limits: [usize; 2],
     /// Rows, inputs, outputs.
@@ -106,6 +129,7 @@ pub struct Shapes {
 impl Shapes {
     /// Odd sizes just past the blocks, done in a moment.
     pub const QUICK: Shapes = Shapes {
+        only: None,
         limits: [192, 1 << 20],
         linears: &[("odd", [197, 391, 67])],
         layernorm: [67, 131],
@@ -121,6 +145,7 @@ impl Shapes {
 
     /// ViT-B/32 with 32 pairs.
     const CPU: Shapes = Shapes {
+        only: None,
         limits: [2048, 1 << 27],
         linears: &[
             ("qkv", [1600, 768, 2304]),
@@ -143,6 +168,7 @@ impl Shapes {
     /// ViT-B/32 with 1,024 pairs and captions of 14 tokens; what is bound by memory does not fit
     /// a cache. Attention also at the sequences of ViT-B/16 and at captions padded to 77.
     const GPU: Shapes = Shapes {
+        only: None,
         limits: [8192, 1 << 30],
         linears: &[
             ("qkv", [51_200, 768, 2304]),
@@ -163,8 +189,15 @@ impl Shapes {
             ("text", [1024, 14, 8], Mask::Causal),
             ("text", [1024, 77, 8], Mask::Causal),
         ],
-        contrastives: &[[1024, 512], [32_768, 512]],
-        pools: &[[512, 20_000, 1024], [4096, 100_000, 1024]],
+        contrastives: &[
+            [1024, 512],
+            [32_768, 512],
+            [32_768, 1024],
+            [65_536, 512],
+            [65_536, 1024],
+            [262_144, 512],
+        ],
+        pools: &[[512, 20_000, 1024], [4096, 100_000, 1024], [32_768, 1_000_000, 512]],
         captions: [1024, 14, 49_408, 512],
         images: [1024, 224, 32, 768],
         embeddings: [32_768, 512],
@@ -183,6 +216,20 @@ pub fn each<D: Backend>(
     mut visit: impl FnMut(Bench<D>),
 ) -> Result<()> {
     let mut group = |benches: Vec<Bench<D>>| benches.into_iter().for_each(&mut visit);
+    let wanted = |part| shapes.only.is_none_or(|only| only == part);
+    if wanted(Part::Loss) {
+        for &shape in shapes.contrastives {
+            group(similarity::contrastives(device, shape)?);
+        }
+    }
+    if wanted(Part::Pool) {
+        for &shape in shapes.pools {
+            group(similarity::pools(device, shape)?);
+        }
+    }
+    if !wanted(Part::Rest) {
+        return Ok(());
+    }
     for &(name, shape) in shapes.linears {
         group(towers::linears(device, name, shape)?);
     }
@@ -190,12 +237,6 @@ pub fn each<D: Backend>(
     group(towers::gelus(device, shapes.gelu)?);
     for &(name, shape, mask) in shapes.attentions {
         group(towers::attentions(device, name, shape, mask)?);
-    }
-    for &shape in shapes.contrastives {
-        group(training::contrastives(device, shape)?);
-    }
-    for &shape in shapes.pools {
-        group(training::pools(device, shape)?);
     }
     group(towers::embeddings(device, shapes.captions)?);
     group(towers::patches(device, shapes.images)?);
@@ -214,11 +255,16 @@ pub fn report<D: Backend>(device: &D, shapes: &Shapes) -> Result<(Value, usize)>
     let giga = 1e-9;
     let (product, copy) = (compute * giga, memory * giga);
     println!("{}: product {product:.1} GFLOP/s, copy {copy:.1} GB/s", device.name());
-    let (mut figures, mut refused) = (Vec::new(), 0);
+    let (mut figures, mut refused, mut beside) = (Vec::new(), 0, compute);
     each(device, shapes, |mut bench| {
         let name = bench.name.clone();
         match measure(&clock, device, &mut bench) {
-            Ok((hash, times)) => figures.push(line(&bench, hash, &times, [compute, memory])),
+            Ok((hash, times)) => {
+                figures.push(line(&bench, hash, &times, [compute, memory, beside]));
+                if let Cost::Limit(flop) = bench.cost {
+                    beside = flop / times[0];
+                }
+            }
             Err(reason) => {
                 println!("{name:44} refused: {reason}");
                 refused += 1;
@@ -240,11 +286,12 @@ fn measure<D: Backend>(
     Ok((hash, clock.times(|| (bench.body)(&run).map(drop))?))
 }
 
-fn line<D: Backend>(bench: &Bench<D>, hash: u64, times: &[f64], limits: [f64; 2]) -> Value {
+fn line<D: Backend>(bench: &Bench<D>, hash: u64, times: &[f64], limits: [f64; 3]) -> Value {
     let (least, median) = (times[0], times[times.len() / 2]);
     let (work, unit, limit) = match bench.cost {
-        Cost::Flop(flop) => (flop, "FLOP/s", limits[0]),
+        Cost::Flop(flop) | Cost::Limit(flop) => (flop, "FLOP/s", limits[0]),
         Cost::Bytes(bytes) => (bytes, "B/s", limits[1]),
+        Cost::Beside(flop) => (flop, "FLOP/s", limits[2]),
     };
     let (rate, share) = (work / least, work / least / limit);
     println!(
@@ -259,7 +306,7 @@ fn line<D: Backend>(bench: &Bench<D>, hash: u64, times: &[f64], limits: [f64; 2]
     json!({
         "name": name, "median_ms": median * 1e3, "least_ms": least * 1e3,
         "samples": times.len(), "work": work, "unit": unit, "share": share,
-        "hash": format!("{hash:016x}"),
+        "hash": format!("{hash:016x}"), "extra_bytes": bench.extra,
     })
 }
 
@@ -271,6 +318,9 @@ struct Arguments {
     /// Small odd shapes; the emulated GPU knows no others
     #[arg(long)]
     quick: bool,
+    /// Only these operations
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Threads of the CPU
     #[arg(default_value_t = 1)]
     threads: usize,
@@ -283,7 +333,9 @@ impl Work for &Arguments {
             Kind::Cuda if !self.quick => Shapes::GPU,
             _ => Shapes::QUICK,
         };
-        let (figures, refused) = report(device, &shapes)?;
+        let shapes = Shapes { only: self.only, ..shapes };
+        let (mut figures, refused) = report(device, &shapes)?;
+        figures["kernels"] = format!("{:?}", self.flags.kernels).to_lowercase().into();
         self.flags.write(&figures);
         assert_eq!(refused, 0, "operations were refused");
         Ok(())

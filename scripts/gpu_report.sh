@@ -6,8 +6,8 @@
 # BINARIES is the folder `bin` that `scripts/carry.sh` filled (default: beside this script's
 # folder). Parts, all of them unless some are named: tests; sanitizer, which is memcheck, racecheck,
 # initcheck and synccheck; bench, which is ops and step; peers, which is peers-ops and peers-step;
-# pool and loss, which take turns with their peers, ROUNDS times (default 3): ours with each choice
-# of kernels, then all peers, again and again. Libraries among the peers are looked for in PEERS
+# pool and loss, which take turns with their peers: ours with each choice of kernels, then all peers,
+# in each of ROUNDS (default "1 2 3"; one at a time is as good). Libraries among the peers are looked for in PEERS
 # (default: the folder `peers` beside BINARIES), which `scripts/peer_wheels.sh install` fills.
 # Each command ends after LIMIT seconds (default 540). OUT keeps log.txt, results.tsv, the figures
 # as JSON, and report.md; a part that is run again replaces its results. Nothing stops at a failure;
@@ -16,7 +16,7 @@ set -uo pipefail
 usage="usage: gpu_report.sh OUT [BINARIES] [PART...]"
 scripts=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$scripts")
-limit=${LIMIT:-540} rounds=${ROUNDS:-3}
+limit=${LIMIT:-540} rounds=${ROUNDS:-1 2 3}
 : "${1:?$usage}"
 out=$(realpath -m "$1")
 shift
@@ -190,7 +190,7 @@ take_turns() {
     local part=$1 round kernels start=$SECONDS
     shift
     needs "$part" gpu || return
-    for round in $(seq "$rounds"); do
+    for round in $rounds; do
         for kernels in "$@"; do
             needs "$part-$kernels-$round" gpu cublas ops || continue
             run "$part-$kernels-$round" "$bin/ops" --device cuda --only "$part" \
@@ -200,7 +200,7 @@ take_turns() {
         run "peers-$part-$round" python3 "$scripts/peers.py" "$part" \
             --json "$out/peers-$part-$round.json"
     done
-    result "$part" PASS $((SECONDS - start)) "$rounds rounds, each with its own result"
+    result "$part" PASS $((SECONDS - start)) "rounds $rounds, each with its own results"
 }
 
 for part in "${parts[@]}"; do

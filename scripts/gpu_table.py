@@ -100,7 +100,9 @@ def table_of_turns(title, turns):
     print(f"\n## {title} on {', '.join(sorted(turns.devices))}, torch {turns.torch}\n")
     print("Ours and theirs in turn; of all rounds the median of medians, and the least and the "
           "largest of them. The limit of ours is cuBLASLt's product of the same shape, measured in "
-          "the same process; the ratio is a time over that of our fastest.\n")
+          "the same process; the ratio is a time over that of our fastest. Memory is what a call takes "
+          "beyond its operands: of theirs what PyTorch's allocator gave, results included, of ours "
+          "what the loss keeps beside embeddings and gradients.\n")
     print("| operation | who | ms | rounds | ratio | of the limit | memory, GB | agreement |")
     print("|---|---|---|---|---|---|---|---|")
     for name, everyone in turns.rows.items():

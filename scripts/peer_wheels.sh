@@ -24,8 +24,8 @@ fetch() {
             --only-binary=:all: --implementation cp --python-version "${PYTHON:-3.12}" \
             "${platforms[@]}" --platform manylinux2014_x86_64 "$name" ||
             { echo "$name: cannot be had" >&2; continue; }
-        # files are named in one of two ways
-        wheel=$(ls "$to/wheels" | grep -iE "^${name%%==*}-|^$(tr - _ <<<"${name%%==*}")-" | head -n 1)
+        # a file's name has _ where the package's has -
+        wheel=$(ls "$to/wheels" | grep -i "^$(tr - _ <<<"${name%%==*}")-" | head -n 1)
         size=$(stat -c %s "$to/wheels/$wheel")
         mkdir -p "$to/cut"
         if [ "$size" -le "$most" ]; then ln "$to/wheels/$wheel" "$to/cut/"

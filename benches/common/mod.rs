@@ -20,12 +20,40 @@ pub enum Kind {
     Sim,
 }
 
+/// Which kernels of a GPU, where an operation has several: see `cuda::Kernels`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[allow(missing_docs, reason = "said there")]
+pub enum Kernels {
+    #[default]
+    Auto,
+    Portable,
+    Hopper,
+    Plain,
+    Int8,
+}
+
+#[cfg(any(feature = "cuda", feature = "sim"))]
+impl From<Kernels> for roclip::backend::cuda::Kernels {
+    fn from(kernels: Kernels) -> Self {
+        match kernels {
+            Kernels::Auto => Self::Auto,
+            Kernels::Portable => Self::Portable,
+            Kernels::Hopper => Self::Hopper,
+            Kernels::Plain => Self::Plain,
+            Kernels::Int8 => Self::Int8,
+        }
+    }
+}
+
 /// Flags of every bench.
 #[derive(clap::Args)]
 pub struct Flags {
     /// What computes; `cuda` and `sim` need the feature of that name
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Kind,
+    /// Which kernels of a GPU, where an operation has several
+    #[arg(long, value_enum, default_value = "auto")]
+    pub kernels: Kernels,
     /// Also writes the figures to this file, as JSON
     #[arg(long)]
     pub json: Option<PathBuf>,
@@ -45,9 +73,15 @@ impl Flags {
         match self.device {
             Kind::Cpu => work.on(&Cpu::<f32>::new(threads)?),
             #[cfg(feature = "cuda")]
-            Kind::Cuda => work.on(&cuda::Gpu::new(cuda::Card::open(0)?)?),
+            Kind::Cuda => {
+                let gpu = cuda::Gpu::new(cuda::Card::open(0)?)?;
+                work.on(&gpu.with_kernels(self.kernels.into()))
+            }
             #[cfg(feature = "sim")]
-            Kind::Sim => work.on(&cuda::Gpu::new(cuda::Emulator::new(cuda::Mode::Eager, 1))?),
+            Kind::Sim => {
+                let gpu = cuda::Gpu::new(cuda::Emulator::new(cuda::Mode::Eager, 1))?;
+                work.on(&gpu.with_kernels(self.kernels.into()))
+            }
             #[cfg(not(all(feature = "cuda", feature = "sim")))]
             other => {
                 let reason = format!("this was built without the feature for --device {other:?}");
@@ -165,6 +199,27 @@ pub fn values(len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// Random rows of length 1, whose elements were as good as normal before: a matrix product needs
+/// less power, and is faster, where bits are less random than those of trained embeddings.
+pub fn unit_rows(rows: usize, width: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    // xorshift64*; four uniform numbers of 16 bits add up to what is nearly normal
+    let mut next = || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d);
+        let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
+        sum as f32 - 2.0 * 65_535.0
+    };
+    let mut values: Vec<f32> = (0..rows * width).map(|_| next()).collect();
+    for row in values.chunks_mut(width) {
+        let inverse = row.iter().map(|x| x * x).sum::<f32>().sqrt().recip();
+        row.iter_mut().for_each(|x| *x *= inverse);
+    }
+    values
+}
+
 /// Activations with these values.
 ///
 /// # Errors
@@ -217,7 +272,16 @@ impl<D: Device> Params<D> {
     /// # Errors
     /// [`roclip::Error::Device`] where memory does not suffice.
     pub fn new(device: &D, len: usize) -> Result<Self> {
-        Ok(Self { weights: device.weights(&accs_on_host::<D>(values(len)))?, len })
+        Self::of(device, values(len))
+    }
+
+    /// With these values.
+    ///
+    /// # Errors
+    /// [`roclip::Error::Device`] where memory does not suffice.
+    pub fn of(device: &D, values: Vec<f32>) -> Result<Self> {
+        let len = values.len();
+        Ok(Self { weights: device.weights(&accs_on_host::<D>(values))?, len })
     }
 
     /// One number.
@@ -231,6 +295,11 @@ impl<D: Device> Params<D> {
     /// Its place.
     pub fn slot(&self) -> Slot {
         Slot { offset: 0, len: self.len }
+    }
+
+    /// Its first `len` values, for reading.
+    pub fn first(&self, len: usize) -> Weight<'_, D> {
+        Weight::at(&self.weights, Slot { offset: 0, len })
     }
 
     /// For reading.

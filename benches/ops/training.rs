@@ -1,82 +1,13 @@
-//! The operations that work on embeddings and on parameters.
+//! The operations that work on embeddings and on parameters, but for matching and the loss.
 
-use super::common::{Params, accs, acts, acts_of, filled, values};
+use super::common::{Params, accs, acts, filled};
 use super::towers::{acc_bytes, act_bytes};
 use super::{Bench, Cost, bench, fnv};
 use roclip::Result;
 use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw};
-use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveOut, ContrastiveShape};
 use roclip::backend::ops::grad_norm::grad_norm;
-use roclip::backend::ops::{l2norm, pool, rows};
+use roclip::backend::ops::{l2norm, rows};
 use roclip::backend::{Backend, Float, Slot, View, ViewMut};
-
-/// All pairs on one rank: log-sum-exps of rows and columns, gradients of both; and of rows alone.
-pub fn contrastives<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Vec<Bench<D>>> {
-    let shape = ContrastiveShape { rows: n, cols: n, offset: 0, width };
-    let flop = 2.0 * (n * n * width) as f64;
-    let title = |part: &str| format!("contrastive {part} {n}x{n}x{width}");
-    let embeddings = || {
-        let texts = acts_of(device, &values(n * width + 1)[1..])?;
-        Ok::<_, roclip::Error>((acts(device, n * width)?, texts, Params::scalar(device, 1.0)?))
-    };
-    let room = || accs(device, D::contrastive_workspace(shape, true));
-    let (images, texts, scale) = embeddings()?;
-    let (mut lse, mut own, mut col, mut room_in) =
-        (accs(device, n)?, accs(device, n)?, accs(device, n)?, room()?);
-    let forward = bench::<D>(&title("forward"), Cost::Flop(flop), move |run| {
-        let (rows, cols, scale) = (View::all(&images), View::all(&texts), scale.all());
-        let out = ContrastiveOut {
-            row_lse: ViewMut::all(&mut lse),
-            own: ViewMut::all(&mut own),
-            col_lse: Some(ViewMut::all(&mut col)),
-        };
-        let room = ViewMut::all(&mut room_in);
-        contrastive::forward(run.device, shape, rows, cols, scale, out, room)?;
-        let hashes = [run.hash(&lse)?, run.hash(&own)?, run.hash(&col)?];
-        Ok(hashes.into_iter().fold(0, |all: u64, hash| all.rotate_left(1) ^ hash))
-    });
-    let mut benches = vec![forward];
-    for (part, with_cols, products) in [("backward", true, 3.0), ("backward rows", false, 2.0)] {
-        let (images, texts, scale) = embeddings()?;
-        let (lse, mut dscale, mut room) = (filled(device, 40.0, n)?, accs(device, 1)?, room()?);
-        let (mut drows, mut dcols) = (acts(device, n * width)?, acts(device, n * width)?);
-        let cost = Cost::Flop(products * flop);
-        benches.push(bench::<D>(&title(part), cost, move |run| {
-            run.clear(&mut dscale)?;
-            let grads = ContrastiveGrads {
-                rows: ViewMut::all(&mut drows),
-                cols: with_cols.then(|| ViewMut::all(&mut dcols)),
-                logit_scale: Some(ViewMut::all(&mut dscale)),
-            };
-            let (rows, cols, lse) = (View::all(&images), View::all(&texts), View::all(&lse));
-            let (scale, room) = (scale.all(), ViewMut::all(&mut room));
-            contrastive::backward(run.device, shape, rows, cols, scale, lse, lse, grads, room)?;
-            let hashes = [run.hash(&drows)?, run.hash(&dcols)?, run.hash(&dscale)?];
-            Ok(hashes.into_iter().fold(0, |all: u64, hash| all.rotate_left(1) ^ hash))
-        }));
-    }
-    Ok(benches)
-}
-
-pub fn pools<D: Backend>(device: &D, [b, m, width]: [usize; 3]) -> Result<Vec<Bench<D>>> {
-    let (queries, ring) = (acts(device, b * width)?, acts(device, m * width)?);
-    let (mut index, mut score) = (device.alloc::<u32>(b)?, accs(device, b)?);
-    let cost = Cost::Flop(2.0 * (b * m * width) as f64);
-    let matching = bench::<D>(&format!("pool matching {b}x{m}x{width}"), cost, move |run| {
-        let to = (ViewMut::all(&mut index), ViewMut::all(&mut score));
-        pool::matching(run.device, width, View::all(&queries), View::all(&ring), to.0, to.1)?;
-        let score = run.hash(&score)?;
-        let index = if run.hashed { run.device.to_vec(View::all(&index))? } else { Vec::new() };
-        Ok(index.iter().fold(score, |h, &i: &u32| h.rotate_left(5) ^ u64::from(i)))
-    });
-    let (new, mut ring) = (acts(device, b * width)?, acts(device, m * width)?);
-    let cost = Cost::Bytes(2.0 * act_bytes::<D>(b * width));
-    let insert = bench::<D>(&format!("pool insert {b}x{width}"), cost, move |run| {
-        pool::insert(run.device, width, View::all(&new), ViewMut::all(&mut ring), m - 1)?;
-        run.hash(&ring)
-    });
-    Ok(vec![matching, insert])
-}
 
 /// Forward and backward of `l2norm`, and both ways of `rows`.
 pub fn lengths_and_rows<D: Backend>(

@@ -1,21 +1,20 @@
 """CLIP's loss over N pairs on one GPU: its value and its gradients, both directions.
 
-open_clip's ClipLoss under bf16 autocast, as open_clip trains, eager and compiled; the same in chunks
-of rows by hand, which never holds all logits; Inf-CL, Liger and Cut Cross-Entropy, whose one
+open_clip's ClipLoss under bf16 autocast, as open_clip trains, eager and compiled; the same by hand
+in chunks of rows, which never holds all logits; Inf-CL, Liger and Cut Cross-Entropy, whose one
 direction is called for each. `products` are the four matrix products that it takes at least, with
 nothing between them. All get the same unit rows, exact in bf16.
 """
 
 import math
-from functools import partial
 
 import torch
 
 from .pool import unit
 
 # What `benches/ops.rs` has; names must be the same there.
-GPU = [(32_768, 512), (32_768, 1024), (65_536, 512), (65_536, 1024), (262_144, 512)]
-TINY = [(259, 64)]
+GPU = [(1024, 512), (32_768, 512), (32_768, 1024), (65_536, 512), (65_536, 1024), (262_144, 512)]
+TINY = [(259, 33)]
 LOGIT_SCALE = math.log(100)  # what training ends with
 CHUNK = 1 << 28  # logits of a chunk
 SAMPLE = 64
@@ -74,41 +73,57 @@ def forward_part(rows, cols, s):
     return logits.logsumexp(1), logits.logsumexp(0)
 
 
-def backward_part(rows, cols, s, row_lse, col_lse):
+def backward_part(rows, cols, s, row_lse, col_lse, with_cols=True):
     logits = s * (rows @ cols.t()).float()
     p = torch.exp(logits - row_lse[:, None]) + torch.exp(logits - col_lse)
     weights = p.to(rows.dtype)
-    return weights @ cols, weights.t() @ rows, (p * logits).sum()
+    return weights @ cols, weights.t() @ rows if with_cols else None, (p * logits).sum()
 
 
-def by_hand(forward=forward_part, backward=backward_part):
-    """Forward and backward of all pairs, one chunk of rows at a time: products as the inputs are,
-    the rest in float32; a pair's own logit on its own."""
+class ByHand:
+    """All pairs, one chunk of rows at a time: products as the inputs are, the rest in float32; a
+    pair's own logit on its own."""
 
-    def call(images, texts, scale):
+    def __init__(self, compiled=False):
+        self.parts = forward_part, backward_part
+        if compiled:
+            torch._dynamo.reset()
+            self.parts = [torch.compile(part, dynamic=False) for part in self.parts]
+
+    def forward(self, images, texts, scale):
         n, s = len(images), scale.exp()
         row_lse = torch.empty(n, device=images.device)
         col_lse = torch.full((n,), -math.inf, device=images.device)
         for part in chunks(n):
-            row_lse[part], some = forward(images[part], texts, s)
+            row_lse[part], some = self.parts[0](images[part], texts, s)
             col_lse = torch.logaddexp(col_lse, some)
         own = s * (images.float() * texts.float()).sum(1)
+        return row_lse, col_lse, own
+
+    def backward(self, images, texts, scale, row_lse, col_lse, own, with_cols=True):
+        n, s = len(images), scale.exp()
         dimages = torch.empty_like(images)
-        dtexts = -2 * images.float()
+        dtexts = -2 * images.float() if with_cols else None
         dscale = -2 * own.sum()
         for part in chunks(n):
-            drows, dcols, some = backward(images[part], texts, s, row_lse[part], col_lse)
+            drows, dcols, some = self.parts[1](images[part], texts, s, row_lse[part], col_lse,
+                                               with_cols)
             dimages[part] = s / (2 * n) * (drows.float() - 2 * texts[part].float())
-            dtexts += dcols
+            if with_cols:
+                dtexts += dcols
             dscale += some
-        value = (row_lse.mean() + col_lse.mean() - 2 * own.mean()) / 2
-        return value, dimages, (dtexts * (s / (2 * n))).to(texts.dtype), dscale / (2 * n)
+        if with_cols:
+            dtexts = (dtexts * (s / (2 * n))).to(texts.dtype)
+        return dimages, dtexts, dscale / (2 * n)
 
-    return call
+    def both(self, *leaves):
+        row_lse, col_lse, own = sums = self.forward(*leaves)
+        value = (row_lse.mean() + col_lse.mean() - 2 * own.mean()) / 2
+        return value, *self.backward(*leaves, *sums)
 
 
 def products(images, texts):
-    """Those of `by_hand`."""
+    """Those of `ByHand`."""
     n, parts = len(images), chunks(len(images))
     block = torch.empty(parts[0].stop, n, device=images.device, dtype=images.dtype)
     rows, cols = torch.empty_like(images), torch.empty_like(texts)
@@ -182,7 +197,7 @@ LIBRARIES = [
 def reference(pairs):
     """A judge of values and gradients, which knows those in float32."""
     with torch.no_grad():
-        value, *grads = by_hand()(*pairs.leaves())
+        value, *grads = ByHand().both(*pairs.leaves())
     some = [grads[0][:SAMPLE].clone(), grads[1][:SAMPLE].clone(), grads[2]]
 
     def judge(result):
@@ -209,12 +224,21 @@ def run(table, arguments):
         who, whole = clip_loss()
         for peer, loss in table.variants(whole):
             table.add(name, f"{who} {peer}", lambda: trained(loss, pairs), judge)
-        for peer, step in [("", by_hand)] + [(", compile", quick)] * table.compiles():
-            table.add(name, f"torch in chunks{peer}", lambda: partial(step(), *plain), judge)
+        for compiled in [False, True][: 1 + table.compiles()]:
+            in_chunks(table, size, plain, judge, compiled)
         for peer, library, dtype in LIBRARIES:
             typed = low if dtype == torch.bfloat16 else pairs
             table.add(name, peer, lambda: trained(library(), typed), judge, slow=True)
 
 
-def quick():
-    return by_hand(*(torch.compile(part, dynamic=False) for part in (forward_part, backward_part)))
+def in_chunks(table, size, plain, judge, compiled):
+    peer = "torch in chunks" + ", compile" * compiled
+    hand = ByHand(compiled)
+    sums = ByHand().forward(*plain)
+    for part, call in [
+        ("forward", lambda: hand.forward(*plain)),
+        ("backward", lambda: hand.backward(*plain, *sums)),
+        ("backward rows", lambda: hand.backward(*plain, *sums, with_cols=False)),
+    ]:
+        table.add(f"contrastive {part} {size}", peer, lambda: call)
+    table.add(f"contrastive both {size}", peer, lambda: lambda: hand.both(*plain), judge)

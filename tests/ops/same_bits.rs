@@ -51,6 +51,18 @@ fn the_report_runs() {
     let (figures, refused) = benches::report(&Cpu::<f32>::new(2).unwrap(), &Shapes::QUICK).unwrap();
     let rows = figures["ops"].as_array().unwrap();
     assert!(refused == 0 && rows.iter().all(|row| row["least_ms"].as_f64().unwrap() > 0.0));
+    // what the scripts look for by name
+    let row = |name: &str| rows.iter().find(|row| row["name"] == name).expect(name);
+    for name in ["matching", "top 8"] {
+        let beside = row("product 67x515x33")["work"].as_f64();
+        assert_eq!(row(&format!("pool {name} 67x515x33"))["work"].as_f64(), beside);
+    }
+    for part in ["forward", "backward", "backward rows", "both", "both rows"] {
+        let extra = &row(&format!("contrastive {part} 259x259x33"))["extra_bytes"];
+        assert!(extra.as_u64() > Some(3 * 259 * 4), "{part}: {extra}");
+    }
+    let whole = &row("contrastive both 259x259x33")["work"];
+    assert_eq!(whole, &row("products 259x259x33")["work"]);
 }
 
 #[test]
