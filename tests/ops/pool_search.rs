@@ -182,3 +182,62 @@ mod int8 {
         });
     }
 }
+
+/// What no CPU computes in the time of a test: the kernels' rows and scores at sizes that fill a
+/// GPU, against the kernel without what makes them fast.
+#[cfg(feature = "cuda")]
+mod large {
+    use super::*;
+    use roclip::backend::Device;
+    use roclip::backend::cuda::{Card, Gpu, Kernels};
+
+    type Found = (Vec<u32>, Vec<f32>);
+
+    fn search(kernels: Kernels, width: usize, [queries, rows]: [&[f32]; 2]) -> Found {
+        let gpu = Gpu::new(Card::open(0).unwrap()).unwrap().with_kernels(kernels);
+        let b = queries.len() / width;
+        let upload = |values: &[f32]| {
+            let mut to = gpu.alloc(values.len()).unwrap();
+            gpu.upload_act(values, ViewMut::all(&mut to)).unwrap();
+            to
+        };
+        let (queries, rows) = (upload(queries), upload(rows));
+        let (mut index, mut score) = (gpu.alloc(b).unwrap(), gpu.alloc(b).unwrap());
+        let to = (ViewMut::all(&mut index), ViewMut::all(&mut score));
+        let from = (View::all(&queries), View::all(&rows));
+        pool::matching(&gpu, width, from.0, from.1, to.0, to.1).unwrap();
+        (gpu.to_vec(View::all(&index)).unwrap(), gpu.to_vec(View::all(&score)).unwrap())
+    }
+
+    /// Scores of both are within `(D + 4)U |q||p|` of the exact ones, lengths being 1 but for their
+    /// rounding to bf16. The best two of random rows are rarely so near to each other that rounding
+    /// decides between them.
+    #[test]
+    fn agrees_with_the_plain_kernel_cuda() {
+        for [b, m, width] in [[512, 20_000, 1024], [1000, 100_003, 512]] {
+            let unit = |seed, rows: usize| {
+                let mut values = noise(seed, rows * width);
+                for row in values.chunks_mut(width) {
+                    let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    row.iter_mut().for_each(|x| *x /= norm);
+                }
+                values.into_iter().map(|x| x as f32).collect::<Vec<f32>>()
+            };
+            let data = [unit(7, b), unit(8, m)];
+            let data = [&data[0][..], &data[1]];
+            let slack = 2.0 * 1.01 * (width + 4) as f32 * U as f32;
+            let (want, best) = search(Kernels::Plain, width, data);
+            for kernels in [Kernels::Hopper, Kernels::Int8, Kernels::Portable] {
+                let (index, score) = search(kernels, width, data);
+                for i in 0..b {
+                    let what = format!("{kernels:?}, query {i} of {b}, {m} rows, D = {width}");
+                    let near = (score[i] - best[i]).abs() <= slack;
+                    assert!(near, "{what}: {} for {}", score[i], best[i]);
+                    assert!((index[i] as usize) < m, "{what}: row {}", index[i]);
+                }
+                let same = index.iter().zip(&want).filter(|(a, b)| a == b).count();
+                assert!(same * 100 >= b * 99, "{kernels:?}: {same} of {b} rows are the same");
+            }
+        }
+    }
+}
