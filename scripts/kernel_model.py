@@ -25,6 +25,7 @@ ROWS, STAGES, LEAD, ROW_BYTES, STRIPS = 128, 4, 2, 128, 64
 BAND = CLUSTER * ROWS
 CLUSTERS = SMS // CLUSTER
 GROUPS, MAX_BANDS = STRIPS // (CLUSTER * 8), 64
+PART, LEFT = 16, 90  # of the search in 8 bits: the part, the candidates of a query; simulated
 BLOCK, OPERAND = 8192, 4 << 20  # rows and columns of weights at most; elements of the columns
 
 # Cycles in which a warpgroup looks at its 64 x 256 products, counted by hand from the pipe that is
@@ -92,10 +93,12 @@ class Model:
         return out, how
 
     def pool_int8(self, b, m, width):
-        out = Sum()
+        out, before = Sum(), Sum()
         how = self.sweep(out, b, m, width, "bounds", kind="int8")
+        self.sweep(before, b, m // 256 // PART * 256, width, "bounds", kind="int8")
+        out.add("bounds of a part before", before.total())
         out.add("quantizing", 3 * (b + m) * width / MEMORY)
-        out.add("scoring what is left", b * 50 * width * 2 / MEMORY)  # 50: simulated, unit rows
+        out.add("scoring what is left", b * LEFT * width * 2 / MEMORY)
         out.add("launches", 5 * LAUNCH)
         return out, how
 
