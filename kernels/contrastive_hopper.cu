@@ -1,11 +1,11 @@
-// contrastive_hopper.cu: `contrastive` on Hopper. Formulas, tensors and twins are in contrastive.cu.
+// contrastive_hopper.cu: `contrastive` on Hopper. Formulas, tensors, twins are in contrastive.cu.
 //
 // Forward   One product serves both directions: with an offset b that rows and columns share,
 //           e[i,j] = exp(l[i,j] - b) adds up to row_lse[i] = b + log sum_j e and, down the columns,
 //           to col_lse[j] = b + log sum_i e: one exponential a pair.
 //   offset  b = s - 70. Of rows of length 1 no logit exceeds s, so e <= exp(70) = 2.5e30, and 2^18
-//           of them stay below f32's 3.4e38. What is below exp(-87) becomes 0: at most 2^18 exp(-87)
-//           of a sum. A sum of at least exp(-60) has lost less than 5e-7 of itself; any other
+//           of them stay below f32's 3.4e38. What is below exp(-87) becomes 0: at most 2^18 times
+//           that of a sum. A sum of at least exp(-60) has lost less than 5e-7 of itself; any other
 //           (a row whose every logit is below s - 130, rows that are longer than 1, NaN) becomes
 //           NaN here, and contrastive.cu computes that row or column with its own maximum.
 //   sums    An item is a group of bands and a strip of columns. Down a tile of columns, a lane
@@ -16,8 +16,8 @@
 //
 // Requires  sm_90a, D % 8 == 0, rows and cols aligned to 16 bytes.
 // Launch    as common/hopper.cuh; forward in slices of at most MAX_BANDS * GROUPS bands.
-// Cost      2*N*G*D flop each. Of a tile's 8 D cycles, the exponentials take 1024 for each of the
-//           two warpgroups (2048 for the weights), during which the other multiplies.
+// Cost      2*N*G*D flop each. Beside a tile's 16 D cycles, each warpgroup looks at its half for
+//           some 1,150 (forward) or 2,300 (weights), of which the other's lead hides 1,024.
 
 #include "common/contrastive.cuh"
 #include "common/hopper.cuh"
@@ -189,8 +189,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     contrastive_forward_hopper_kernel(const __grid_constant__ Forward f) {
     DYNAMIC_SHARED(shared);
     const float s = expf(*f.a.logit_scale);
-    Sums<COLUMNS> consumer = {
-        f, s, s * LOG2E, (s - HEADROOM) * LOG2E, reinterpret_cast<float*>(shared + Stage<COLS>::END)};
+    float* const row_sums = reinterpret_cast<float*>(shared + Stage<COLS>::END);
+    Sums<COLUMNS> consumer = {f, s, s * LOG2E, (s - HEADROOM) * LOG2E, row_sums};
     run<bf16, COLS>(f.operands, f.operands.work, consumer);
 }
 

@@ -1,11 +1,11 @@
 // pool.cu: for every query the nearest rows of the pool; the similarities are never stored.
 //
-//   index[b, k] = the row m with the k-th largest  <queries[b], pool[m]>     score[b, k] = that score
+//   index[b, k] = the row m with the k-th largest  <queries[b], pool[m]>,    score[b, k] = that
 //
 //   tensor      shape                  dtype  role
 //   queries     [B, D]                 bf16   in
 //   pool        [M, D]                 bf16   in   only rows that are filled
-//   index       [B, k]                 u32    out  below M; 0 where no score is left that is a number
+//   index       [B, k]                 u32    out  below M; 0 where no score is left but NaN
 //   score       [B, k]                 f32    out  NaN there
 //   best_*      [ROCLIP_STRIPS, B, k']        scratch: the best of every strip of the pool; k' is 1
 //                                             or ROCLIP_TOP_K
@@ -17,8 +17,8 @@
 //           portable  any: reads 16 bytes at a time where D % 8 == 0 and pointers are aligned, else
 //                     element by element
 //           plain     the definition, for tests
-// Launch    portable: ceil(B / 128) x strips blocks of 256; join: a thread per query; plain: a block
-//           per query.
+// Launch    portable: ceil(B / 128) x strips blocks of 256; join: a thread per query; plain: a
+//           block per query.
 // Mapping   portable: block -> 128 queries and a strip of the pool, swept in tiles of 128 rows (see
 //           common/similarity.cuh); lane -> 4 queries, and of each tile 16 of its columns.
 // Barriers  those of the sweep, and one before the warps' candidates are compared.

@@ -2,14 +2,15 @@
 //
 // Requires  sm_90a, D % 8 == 0, queries and pool aligned to 16 bytes.
 // Launch    as common/hopper.cuh, one item per strip of the pool and band of 256 queries.
-// Mapping   a consumer's lane -> 2 queries, and of each tile a quarter of its columns. It keeps their
+// Mapping   a consumer's lane -> 2 queries, and of each tile a quarter of its columns. It keeps the
 //           best across the strip's tiles; the four lanes of a query compare theirs at its end.
-// Balance   all clusters should end together. The host tries all numbers of strips and two widths of
-//           tile, and takes the one whose busiest cluster has least to do: at 20,000 rows, 33 strips
-//           of 606 columns are three tiles of 208, where 256 would compute a quarter for nothing.
-//           Neither changes a score or an index.
-// Cost      2*B*M*D flop. Of a tile's 8 D cycles (COLS = 256), the maximum takes 256 for each of the
-//           two warpgroups, during which the other multiplies.
+// Balance   all clusters should end together. The host tries all numbers of strips and two widths
+//           of tile, and takes what leaves the busiest cluster least to do: at 20,000 rows, 33
+//           strips of 606 columns are three tiles of 208, where 256 would compute a quarter for
+//           nothing. Narrow tiles want more of L2, so they must gain something. Neither choice
+//           changes a score or an index.
+// Cost      2*B*M*D flop. Beside a tile's 16 D cycles (COLS = 256), each warpgroup looks for the
+//           maximum of its half for some 300, while the other multiplies.
 
 #include "common/hopper.cuh"
 #include "common/pool.cuh"
@@ -112,8 +113,9 @@ int32_t match(RoclipStream stream, const PoolMatch& a, const uint32_t* left,
     int32_t error = plan(a, &wide);
     if (!error) error = plan(a, &narrow);
     if (error) return error;
-    return wide.cycles <= narrow.cycles ? start<256, K>(stream, a, wide, left, left_n)
-                                        : start<208, K>(stream, a, narrow, left, left_n);
+    const bool gains = narrow.cycles + narrow.cycles / 32 < wide.cycles;
+    return gains ? start<208, K>(stream, a, narrow, left, left_n)
+                 : start<256, K>(stream, a, wide, left, left_n);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 //
 // With q = q' + dq, p = p' + dp, where q' and p' are what 8 bits and a scale a row can say,
 //
-//   |<q, p> - <q', p'>|  =  |<dq, p> + <q', dp>|  <=  |dq| |p| + |q'| |dp|          (Cauchy-Schwarz)
+//   |<q, p> - <q', p'>|  =  |<dq, p> + <q', dp>|  <=  |dq| |p| + |q'| |dp|      (Cauchy-Schwarz)
 //
 // <q', p'> is exact: integers, times two scales. So row j cannot win where its upper bound lies
 // below another row's lower bound. Nothing is assumed about the data; what the data decides is how
@@ -438,8 +438,8 @@ int32_t pool_match_int8(RoclipStream stream, const PoolMatch& a) {
     Scratch s;
     lay_out(&s, static_cast<unsigned char*>(a.int8_scratch), a.queries_n, a.pool_n, a.width);
     const int64_t clear = a.queries_n > COLS ? a.queries_n : COLS;
-    int32_t error = launch<pool_clear_kernel>(stream, dim3(unsigned(ceil_div(clear, CLEAR_THREADS))),
-                                              dim3(CLEAR_THREADS), 0,
+    const dim3 blocks(unsigned(ceil_div(clear, CLEAR_THREADS)));
+    int32_t error = launch<pool_clear_kernel>(stream, blocks, dim3(CLEAR_THREADS), 0,
                                               Clear{s, a.queries_n, a.pool_n});
     const int32_t width = padded(a.width);
     const float rounding = float(a.width + 8) / float(1 << 22);
@@ -453,7 +453,8 @@ int32_t pool_match_int8(RoclipStream stream, const PoolMatch& a) {
     f.s = s;
     f.queries_n = a.queries_n;
     if (!error) {
-        error = describe<int8_t, COLS>(&f.operands, s.queries, a.queries_n, s.rows, a.pool_n, width);
+        error = describe<int8_t, COLS>(&f.operands, s.queries, a.queries_n, s.rows, a.pool_n,
+                                       width);
     }
     if (error) return error;
     error = filter(stream, f);

@@ -25,7 +25,7 @@ ROWS, STAGES, LEAD, ROW_BYTES, STRIPS = 128, 4, 2, 128, 64
 BAND = CLUSTER * ROWS
 CLUSTERS = SMS // CLUSTER
 GROUPS, MAX_BANDS = STRIPS // (CLUSTER * 8), 64
-PART, LEFT = 16, 90  # of the search in 8 bits: the part, the candidates of a query; simulated
+PART, LEFT = 16, 130  # of the search in 8 bits: the part, the candidates of a query; simulated
 BLOCK, OPERAND = 8192, 4 << 20  # rows and columns of weights at most; elements of the columns
 
 # Cycles in which a warpgroup looks at its 64 x 256 products, counted by hand from the pipe that is
@@ -86,7 +86,7 @@ class Model:
         steps = ceil(width, 64)
         cost = {tile: balance(ceil(b, BAND), ceil(m, tile), steps, tile, ceil(b, BAND))[0]
                 for tile in (256, 208)}
-        tile = 256 if cost[256] <= cost[208] else 208
+        tile = 208 if cost[208] + cost[208] // 32 < cost[256] else 256
         how = self.sweep(out, b, m, width, "maximum", tile=tile)
         self.memory(out, 2 * (b + m) * width)
         out.add("launches", LAUNCH)  # join

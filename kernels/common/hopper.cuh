@@ -17,8 +17,8 @@
 //   +----------------------------------------------------------------------------------------+
 //
 // Why so. A tensor core takes 1024 cycles for a step (128 x 256 products of 64 elements), and the
-// step's operands are 48 KiB, more than L2 delivers to every SM in that time. A column tile that two
-// SMs share is fetched once and multicast to both: 32 KiB. TMA moves boxes of any matrix into
+// step's operands are 48 KiB, more than L2 delivers to every SM in that time. A column tile that
+// two SMs share is fetched once and multicast to both: 32 KiB. TMA moves boxes of any matrix into
 // shared memory without a register or an address computed by anyone, and wgmma reads them from
 // there. So one thread suffices to load, and the consumers only multiply; `setmaxnreg` gives them
 // the registers that the producer does not need, for 128 accumulators a thread. There are two of
@@ -236,9 +236,10 @@ __device__ __forceinline__ void multiply(Sum (&tile)[COLS / 2], int steps, Place
     give_back(before);
 }
 
-// Runs the kernel: `consumer` sees begin(item), tile(values, band, tile) for the item's tiles, bands
-// within tiles, and end(item). Called by consumer threads only: there are CONSUMERS * WARPGROUP, and
-// __syncthreads is not for them. Thread 0 may have written `work` to shared memory just before.
+// Runs the kernel: `consumer` sees begin(item), tile(values, band, tile) for the item's tiles,
+// bands within tiles, and end(item). Called by consumer threads only: there are CONSUMERS *
+// WARPGROUP, and __syncthreads is not for them. Thread 0 may have written `work` to shared memory
+// just before.
 template <class E, int COLS, class Consumer>
 __device__ __forceinline__ void run(const Operands& o, const Work& work, Consumer& consumer) {
     using S = Stage<COLS>;
