@@ -167,6 +167,31 @@ mod int8 {
         });
     }
 
+    /// Errors of 8 bits that all have one sign: of a row that wins and of one that seems to win by
+    /// nearly as much as both their errors together.
+    #[test]
+    fn keeps_a_winner_that_all_errors_speak_against() {
+        let width = 64;
+        // the first value sets the scale, the others are rounded to 0
+        let row = |first: f64, others: f64| {
+            let mut row = vec![others; width];
+            row[0] = first;
+            row
+        };
+        let exact = row(1.0, 1.0);
+        for (query, seems, wins) in [
+            (row(127.0, 0.49), row(1.47, -1.0), row(1.0, 1.0)),
+            (exact, row(187.0, -0.72), row(127.0, 0.49)),
+        ] {
+            same("errors that speak against the winner", [140, 600, width], |[queries, rows]| {
+                queries.chunks_mut(width).for_each(|to| to.copy_from_slice(&query));
+                rows.iter_mut().for_each(|x| *x *= 0.01);
+                rows[100 * width..][..width].copy_from_slice(&seems);
+                rows[500 * width..][..width].copy_from_slice(&wins);
+            });
+        }
+    }
+
     #[test]
     fn gives_way_where_bits_say_nothing() {
         let shape = [140, 600, 64];
