@@ -86,7 +86,7 @@ fn check(what: &str, query: &[f64], rows: &[f64], (index, score): (&[u32], &[f64
 }
 
 #[cfg(feature = "sim")]
-mod int8 {
+mod int8_sim {
     use super::*;
     use roclip::backend::Device;
     use roclip::backend::cuda::{Emulator, Gpu, Kernels, Mode};
