@@ -22,7 +22,9 @@ __device__ __forceinline__ void store_candidates(const PoolMatch& a, int strip, 
 template <int K>
 __device__ __forceinline__ void store_result(const PoolMatch& a, int64_t query,
                                              const Nearest<K>& nearest) {
-    for (int k = 0; k < a.k; ++k) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        if (k >= a.k) break;
         a.score[query * a.k + k] = nearest.best[k].score;
         a.index[query * a.k + k] = nearest.best[k].index;
     }
