@@ -198,30 +198,24 @@ fn agrees_with_plain_sums<D: Backend>(device: &D) {
 on_every_twin!(agrees_with_plain_sums);
 on_every_kernel!(agrees_with_plain_sums, kernels: Portable);
 
-/// Around the tiles of the Hopper kernels: bands of 256 rows, tiles of 256 columns, several bands
-/// in a group and more rows than one launch takes; logits that an offset common to all suits, and
-/// such that it does not: vectors three times as long, rows far from every column.
+/// Around Hopper's tiles of 256, with several in a group and more rows than one launch takes; where
+/// an offset common to all suits, and not: vectors three times as long, rows far from all columns.
 fn agrees_with_plain_sums_around_tiles<D: Backend>(device: &D) {
-    for (i, (rows, cols, offset, width)) in [
-        (255, 255, 0, 64),
-        (256, 257, 1, 72),
-        (257, 513, 256, 128),
-        (700, 1029, 300, 8),
-        (9, 64 * 256 + 4, 2000, 8),
-        (2100, 2104, 4, 8),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let shape = ContrastiveShape { rows, cols, offset, width };
-        compare(device, shape, [100.0, 14.3, 1.0][i % 3], 0, [1.0, 3.0][i / 3]);
+    for (s, length, [rows, cols, offset, width]) in [
+        (100.0, 1.0, [255, 255, 0, 64]),
+        (14.3, 1.0, [256, 257, 1, 72]),
+        (1.0, 1.0, [257, 513, 256, 128]),
+        (100.0, 3.0, [700, 1029, 300, 8]),
+        (14.3, 3.0, [9, 64 * 256 + 4, 2000, 8]),
+        (1.0, 3.0, [2100, 2104, 4, 8]),
+    ] {
+        compare(device, ContrastiveShape { rows, cols, offset, width }, s, 0, length);
     }
     let shape = ContrastiveShape { rows: 300, cols: 310, offset: 5, width: 8 };
     let [mut rows, mut cols] = vectors(shape, 1.0);
-    let far = |x: &mut f64, sign: f64| *x = sign * (0.1 * *x + 0.35);
-    cols.iter_mut().for_each(|x| far(x, 1.0));
-    for (i, row) in rows.chunks_mut(8).enumerate() {
-        row.iter_mut().for_each(|x| far(x, if i % 7 == 3 { -1.0 } else { 1.0 }));
+    cols.iter_mut().for_each(|x| *x = 0.1 * *x + 0.35);
+    for (i, x) in rows.iter_mut().enumerate() {
+        *x = (0.1 * *x + 0.35) * if i / 8 % 7 == 3 { -1.0 } else { 1.0 };
     }
     compare_of(device, shape, 100.0, 0, [rows, cols]);
 }

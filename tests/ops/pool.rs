@@ -46,8 +46,8 @@ fn agrees_with_its_twin<D: Backend>(device: &D) {
 on_every_twin!(agrees_with_its_twin);
 on_every_kernel!(agrees_with_its_twin, kernels: Portable, Plain);
 
-/// Around the tiles of the Hopper kernels: bands of 256 queries, tiles of 208 and 256 rows, steps of
-/// 64 and 128 elements, one strip and several.
+/// Around the tiles of the Hopper kernels: bands of 256 queries, tiles of 208 and 256 rows, steps
+/// of 64 and 128 elements, one strip and several.
 fn agrees_with_its_twin_around_tiles<D: Backend>(device: &D) {
     for (b, m, width) in [
         (1, 1, 8),
