@@ -85,6 +85,37 @@ fn check(what: &str, query: &[f64], rows: &[f64], (index, score): (&[u32], &[f64
     }
 }
 
+/// Every number of rows up to two tiles of 208, every number of queries up to a band; the best row
+/// is the last one for every second query, the first one for the others.
+#[cfg(feature = "sim")]
+#[test]
+fn every_remainder_of_hoppers_tiles_sim() {
+    use roclip::backend::Device;
+    use roclip::backend::cuda::{Emulator, Gpu, Kernels, Mode};
+    let gpu = Gpu::new(Emulator::new(Mode::Mixed, 2)).unwrap().with_kernels(Kernels::Hopper);
+    let width = 8;
+    for m in 1..=2 * 208 + 1 {
+        let b = 1 + m * 37 % 256;
+        let mut rows = noise(9, m * width);
+        let queries: Vec<f64> = (0..b * width).map(|i| [1.0, -1.0][i / width % 2]).collect();
+        rows[..width].fill(-1.0);
+        rows[(m - 1) * width..].fill(1.0);
+        let queries = Tensor::<Gpu<Emulator>, _>::new(&gpu, 0, &queries);
+        let rows = Tensor::<Gpu<Emulator>, _>::new(&gpu, 0, &rows);
+        let mut index = gpu.buffer(&vec![u32::MAX; b]).unwrap();
+        let mut score = Tensor::<Gpu<Emulator>, f32>::poison(&gpu, 0, b);
+        let to = (ViewMut::all(&mut index), score.view_mut());
+        pool::matching(&gpu, width, queries.view(), rows.view(), to.0, to.1).unwrap();
+        let index = gpu.to_vec::<u32>(View::all(&index)).unwrap();
+        let want: Vec<u32> =
+            (0..b as u32).map(|i| if i % 2 == 0 { m as u32 - 1 } else { 0 }).collect();
+        assert_eq!(index, want, "{b} queries, {m} rows");
+        let best = if m == 1 { [8.0, -8.0] } else { [8.0, 8.0] };
+        let score = score.read(&gpu);
+        assert!(score.iter().enumerate().all(|(i, &s)| s == best[i % 2]), "{m} rows: {score:?}");
+    }
+}
+
 #[cfg(feature = "sim")]
 mod int8_sim {
     use super::*;

@@ -74,6 +74,9 @@ macro_rules! on_every_twin {
 /// persistent ones, the number of multiprocessors must not show either.
 macro_rules! on_every_kernel {
     ($test:ident, $module:ident: $($kernels:ident),+) => {
+        #[cfg(not(any(feature = "sim", feature = "cuda")))]
+        const _: fn(&Cpu<f32>) = $test; // nobody else may use it then
+
         #[cfg(any(feature = "sim", feature = "cuda"))]
         mod $module {
             use roclip::backend::cuda::{Gpu, Kernels::{self, $($kernels),+}};
