@@ -239,8 +239,23 @@ def webdataset_reader(folder, kind, images):
             return count
 
 
+def webdataset_worker(folder, kind, images):
+    """The same in a worker of its own, from where pairs come here: as a trainer has it."""
+    import webdataset as wds
+
+    pipeline = wds.DataPipeline(wds.SimpleShardList(shards(folder)), wds.tarfile_to_samples())
+    count = 0
+    while True:
+        for pair in wds.WebLoader(pipeline, batch_size=None, num_workers=1):
+            assert "jpg" in pair and "txt" in pair
+            count += 1
+            if count == images:
+                return count
+
+
 PEERS = {
     "webdataset": (webdataset_reader, ["read"]),
+    "webdataset, a worker": (webdataset_worker, ["read"]),
     "open_clip": (open_clip_loader, KINDS),
     "torchvision v2": (torchvision_loader, KINDS),
     "DALI": (dali_loader, KINDS),
