@@ -142,7 +142,9 @@ fn equal_rows_tie_wherever_they_stand<D: Backend>(device: &D) {
     for width in [37, 40] {
         let value = |i: usize| f64::from((i * 7919 % 1000) as f32 / 999.0);
         let row: Vec<f64> = (0..width).map(value).collect();
-        for (b, m) in [(1, 3), (1, 257), (3, 259), (5, 300), (32, 264), (33, 513), (2, 16_700)] {
+        let shapes = [(1, 3), (1, 257), (3, 259), (5, 300), (32, 264), (33, 513), (2, 16_700)];
+        // as many as the search in 8 bits takes down, and one more
+        for (b, m) in shapes.into_iter().chain([(3, 1024), (3, 1025)]) {
             let queries = buffer::<D, D::Act>(device, &row.repeat(b));
             let rows = buffer::<D, D::Act>(device, &row.repeat(m));
             let mut index = device.buffer(&vec![7u32; b]).unwrap();
