@@ -10,6 +10,8 @@ use half::bf16;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
+const _: () = assert!(TOP_K == api::ROCLIP_TOP_K as usize, "the contract's k is the kernels'");
+
 impl<M: Machine> Gpu<M> {
     /// Bytes of scratch memory for a search in 8 bits; 0 where there is to be none.
     fn int8_bytes(&self, k: usize, queries_n: i64, pool_n: i64, width: usize) -> usize {
@@ -37,7 +39,7 @@ impl<M: Machine> Pool for Gpu<M> {
     ) -> Result<()> {
         let (queries_n, pool_n) = ((queries.len / width) as i64, (rows.len / width) as i64);
         let int8 = self.int8_bytes(k, queries_n, pool_n, width);
-        let of_query = if k == 1 { 1 } else { TOP_K };
+        let of_query = if k == 1 { 1 } else { api::ROCLIP_TOP_K as usize };
         let candidates = api::ROCLIP_STRIPS as usize * of_query * queries_n as usize;
         let each = candidates * size_of::<f32>();
         let scratch = self.scratch(int8 + 2 * each)?;
