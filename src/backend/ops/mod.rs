@@ -10,10 +10,14 @@
 
 pub mod embedding;
 pub mod patch_embedding;
+pub mod conv2d;
+pub mod batchnorm;
+pub mod avg_pool2d;
 pub mod layernorm;
 pub mod linear;
 pub mod gelu;
 pub mod attention;
+pub mod attention_pool;
 pub mod rows;
 pub mod l2norm;
 pub mod pool;
