@@ -33,6 +33,10 @@ enum {
     ROCLIP_SLOT_ALIGN = 64,
     /* Widest head of the attention kernels. */
     ROCLIP_MAX_HEAD_DIM = 128,
+    /* Channels that a step of a convolution multiplies. */
+    ROCLIP_CONV_DEPTH = 32,
+    /* Channels, in and out, whose gradients of weights a block holds. */
+    ROCLIP_CONV_TILE = 64,
     /* Column strips of a search, each with a best candidate for every query. */
     ROCLIP_STRIPS = 64,
     /* Most rows of the pool that a query can ask for. */
@@ -109,6 +113,60 @@ typedef struct PatchEmbeddingBackwardClass {
     int64_t images_n;
     int32_t tokens, width;
 } PatchEmbeddingBackwardClass;
+
+/* ---- conv2d: kernels of 3 x 3, padded by 1; H' = ceil(H / stride), W' = ceil(W / stride) ---- */
+
+/* `w` is what matrix products read. `packed` holds the weights in another order. */
+typedef struct Conv2dForward {
+    const bf16 *x; /* [N, H, W, C] */
+    const bf16 *w; /* [O, C, 3, 3] */
+    bf16 *y;       /* [N, H', W', O] */
+    bf16 *packed;  /* scratch, [O, C rounded up to ROCLIP_CONV_DEPTH, 3, 3], aligned to 16 bytes */
+    int64_t images_n;
+    int32_t height, width, inputs, outputs, stride; /* H, W, C, O */
+    int32_t kernel;                                 /* ROCLIP_AUTO, ... */
+} Conv2dForward;
+
+typedef struct Conv2dBackwardInput { /* of stride 1 */
+    const bf16 *dy; /* [N, H, W, O] */
+    const bf16 *w;  /* [O, C, 3, 3] */
+    bf16 *dx;       /* [N, H, W, C] */
+    bf16 *packed;   /* scratch, [C, O rounded up to ROCLIP_CONV_DEPTH, 3, 3], aligned to 16 bytes */
+    int64_t images_n;
+    int32_t height, width, inputs, outputs;
+    int32_t kernel;
+} Conv2dBackwardInput;
+
+typedef struct Conv2dBackwardWeight {
+    const bf16 *x;  /* [N, H, W, C] */
+    const bf16 *dy; /* [N, H', W', O] */
+    float *dw;      /* [O, C, 3, 3], added to */
+    float *partial; /* scratch, [parts, O, C, 3, 3] */
+    int64_t images_n;
+    int32_t height, width, inputs, outputs, stride;
+    int32_t parts; /* of the sum over pixels, at most ROCLIP_PARTS */
+    int32_t kernel;
+} Conv2dBackwardWeight;
+
+typedef struct Conv2dForwardPictures {
+    const float *images; /* [N, 3, H, W] */
+    const bf16 *w;       /* [O, 3, 3, 3] */
+    bf16 *y;             /* [N, H', W', O] */
+    int64_t images_n;
+    int32_t height, width, outputs, stride;
+    int32_t kernel;
+} Conv2dForwardPictures;
+
+typedef struct Conv2dBackwardWeightPictures {
+    const float *images; /* [N, 3, H, W] */
+    const bf16 *dy;      /* [N, H', W', O] */
+    float *dw;           /* [O, 3, 3, 3], added to */
+    float *partial;      /* scratch, [parts, O, 3, 3, 3] */
+    int64_t images_n;
+    int32_t height, width, outputs, stride;
+    int32_t parts; /* as in Conv2dBackwardWeight */
+    int32_t kernel;
+} Conv2dBackwardWeightPictures;
 
 /* ---- layernorm ---- */
 
@@ -333,6 +391,11 @@ typedef struct CastBf16 {
     X(PatchEmbeddingForward, patch_embedding_forward)            \
     X(PatchEmbeddingBackward, patch_embedding_backward)          \
     X(PatchEmbeddingBackwardClass, patch_embedding_backward_class) \
+    X(Conv2dForward, conv2d_forward)                             \
+    X(Conv2dBackwardInput, conv2d_backward_input)                \
+    X(Conv2dBackwardWeight, conv2d_backward_weight)              \
+    X(Conv2dForwardPictures, conv2d_forward_pictures)            \
+    X(Conv2dBackwardWeightPictures, conv2d_backward_weight_pictures) \
     X(LayernormForward, layernorm_forward)                       \
     X(LayernormBackward, layernorm_backward)                     \
     X(LinearBackwardBias, linear_backward_bias)                  \

@@ -21,6 +21,7 @@ pub mod selftest;
 mod adamw;
 mod attention;
 mod contrastive;
+mod conv2d;
 mod embedding;
 mod gelu;
 mod grad_norm;
