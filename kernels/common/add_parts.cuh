@@ -13,23 +13,32 @@ struct AddParts {
     int parts;
 };
 
-// to[c] += partial[0][c] + partial[1][c] + ...; a block has WARP columns, warp w takes parts w,
-// w + WARPS, ..., and the warps are added in their order.
+// The sum of term(0), term(1), ... in a block of WARPS warps and one column a lane: warp w adds the
+// terms w, w + WARPS, ..., and then the warps are added in their order. Every thread of the block
+// calls, gets the sum, and must come to a barrier before the next call.
+template <int WARPS, class Term>
+__device__ __forceinline__ float sum_parts(int parts, float (&room)[WARPS][WARP], Term term) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    float sum = 0;
+#pragma unroll 8
+    for (int p = warp; p < parts; p += WARPS) sum += term(p);
+    room[warp][lane] = sum;
+    __syncthreads();
+    sum = room[0][lane];
+    for (int w = 1; w < WARPS; ++w) sum += room[w][lane];
+    return sum;
+}
+
+// to[c] += partial[0][c] + partial[1][c] + ...; a block has WARP columns.
 template <int WARPS>
 __global__ void __launch_bounds__(WARPS* WARP) add_parts_kernel(AddParts a) {
     __shared__ float room[WARPS][WARP];
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int64_t column = int64_t(blockIdx.x) * WARP + lane;
-    float sum = 0;
-    if (column < a.width) {
-#pragma unroll 8
-        for (int p = warp; p < a.parts; p += WARPS) sum += a.partial[p * a.width + column];
-    }
-    room[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0 || column >= a.width) return;
-    for (int w = 1; w < WARPS; ++w) sum += room[w][lane];
-    a.to[column] += sum;
+    const int64_t column = int64_t(blockIdx.x) * WARP + threadIdx.x % WARP;
+    const bool inside = column < a.width;
+    const float sum = sum_parts<WARPS>(inside ? a.parts : 0, room, [&](int p) {
+        return a.partial[p * a.width + column];
+    });
+    if (inside && threadIdx.x < WARP) a.to[column] += sum;
 }
 
 inline int32_t start_add_parts(RoclipStream stream, const AddParts& a) {

@@ -12,7 +12,7 @@ constexpr int COLUMN_LANES = 8;
 constexpr int COLUMN_GROUPS = COLUMN_THREADS / COLUMN_LANES;
 constexpr int COLUMN_WARPS = COLUMN_THREADS / WARP;
 
-// Rows that a thread has in flight.
+// Rows that a thread has in flight, where each is a vector or two.
 constexpr int COLUMN_UNROLL = 4;
 
 // Columns of a block.
@@ -29,7 +29,7 @@ __device__ __forceinline__ int64_t my_column(int64_t tile) {
 // part + parts, ... of COLUMN_GROUPS. Returns whether this thread got the sums: one thread for V
 // columns does.
 // `inside`: whether its columns exist. Every thread of the block calls: there is a barrier in here.
-template <int V, int SUMS, class Load, class Add>
+template <int V, int SUMS, int UNROLL = COLUMN_UNROLL, class Load, class Add>
 __device__ __forceinline__ bool sum_columns(
     bool inside, int64_t rows, int part, int parts, Load load, Add add, float (&sums)[SUMS][V]) {
     __shared__ float room[COLUMN_WARPS][SUMS][COLUMN_TILE<V>];
@@ -42,14 +42,14 @@ __device__ __forceinline__ bool sum_columns(
     }
     const int64_t end = inside ? rows : 0;
     int64_t row = int64_t(part) * COLUMN_GROUPS + threadIdx.x / COLUMN_LANES;
-    for (; row < end; row += COLUMN_UNROLL * step) {
-        decltype(load(row)) loaded[COLUMN_UNROLL];
+    for (; row < end; row += UNROLL * step) {
+        decltype(load(row)) loaded[UNROLL];
 #pragma unroll
-        for (int u = 0; u < COLUMN_UNROLL; ++u) {
+        for (int u = 0; u < UNROLL; ++u) {
             if (row + u * step < end) loaded[u] = load(row + u * step);
         }
 #pragma unroll
-        for (int u = 0; u < COLUMN_UNROLL; ++u) {
+        for (int u = 0; u < UNROLL; ++u) {
             if (row + u * step < end) add(row + u * step, loaded[u], sums);
         }
     }
