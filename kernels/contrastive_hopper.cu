@@ -347,27 +347,8 @@ struct WriteWeights {
             packed[k] = pack_bf16(element(values, h, first + 2 * k),
                                   element(values, h, first + 2 * k + 1));
         }
-        transpose(packed, lane);
+        transpose_quad(packed);
         if (to && col < cols) store(reinterpret_cast<uint32_t*>(to + col), packed);
-    }
-
-    // Four values of each of four lanes: lane i gets the i-th of each.
-    __device__ __forceinline__ void transpose(Vec<uint32_t, 4>& v, int lane) {
-#pragma unroll
-        for (int step = 1; step < 4; step *= 2) {
-            const bool upper = lane & step;
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                if (k & step) continue;
-                const uint32_t given = upper ? v[k] : v[k + step];
-                const uint32_t got = __shfl_xor_sync(ALL_LANES, given, step);
-                if (upper) {
-                    v[k] = got;
-                } else {
-                    v[k + step] = got;
-                }
-            }
-        }
     }
 };
 

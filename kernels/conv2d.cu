@@ -13,11 +13,13 @@
 // Numerics  products exact, sums f32, one rounding; the sum over pixels is cut by `parts`.
 // Twins     src/backend/{ops,cpu,cuda}/conv2d.rs, tests/ops/conv2d.rs
 #include "common/add_parts.cuh"
+#include "common/conv2d.cuh"
 
 namespace ROCLIP_BUILD {
 namespace {
 
-constexpr int THREADS = 256, SIDE = 3, TAPS = SIDE * SIDE;
+using conv2d::SIDE, conv2d::TAPS;
+constexpr int THREADS = 256;
 
 // The other side of a product, whose pixels are the result's times the stride; Element is what
 // memory holds.
@@ -130,17 +132,37 @@ int64_t pixels_out(const Args& a) {
 }  // namespace
 
 int32_t conv2d_forward(RoclipStream stream, const Conv2dForward* a) {
+    if (a->kernel != ROCLIP_PLAIN && a->stride == 1) {
+        const int32_t error = conv2d::start(
+            stream, {a->x, a->w, a->packed, a->y, a->images_n, a->height, a->width, a->inputs,
+                     a->outputs, false});
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Source<bf16> x = {a->x, a->height, a->width, a->inputs, a->stride};
     return start_any<false, bf16>(stream, {x, a->w, a->y, pixels_out(*a), a->outputs});
 }
 
 int32_t conv2d_backward_input(RoclipStream stream, const Conv2dBackwardInput* a) {
+    if (a->kernel != ROCLIP_PLAIN) {
+        const int32_t error = conv2d::start(
+            stream, {a->dy, a->w, a->packed, a->dx, a->images_n, a->height, a->width, a->outputs,
+                     a->inputs, true});
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Source<bf16> dy = {a->dy, a->height, a->width, a->outputs, 1};
     const int64_t pixels = a->images_n * a->height * a->width;
     return start_any<true, bf16>(stream, {dy, a->w, a->dx, pixels, a->inputs});
 }
 
 int32_t conv2d_backward_weight(RoclipStream stream, const Conv2dBackwardWeight* a) {
+    if (a->kernel != ROCLIP_PLAIN && a->stride == 1) {
+        const int32_t error = conv2d::start(
+            stream, {a->x, a->dy, a->partial, a->images_n, a->height, a->width, a->inputs,
+                     a->outputs, a->parts});
+        const int64_t elements = int64_t(a->outputs) * a->inputs * TAPS;
+        if (error == 0) return start_add_parts(stream, {a->partial, a->dw, elements, a->parts});
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Source<bf16> x = {a->x, a->height, a->width, a->inputs, a->stride};
     const Correlate<bf16> product = {x, a->dy, a->partial, pixels_out(*a), a->outputs};
     return start_any(stream, product, a->parts, a->dw);

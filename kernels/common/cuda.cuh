@@ -61,6 +61,25 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
+// Four values of each of four neighbouring lanes: the i-th lane gets the i-th of each.
+__device__ __forceinline__ void transpose_quad(Vec<uint32_t, 4>& v) {
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+        const bool upper = threadIdx.x & step;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (k & step) continue;
+            const uint32_t given = upper ? v[k] : v[k + step];
+            const uint32_t got = __shfl_xor_sync(ALL_LANES, given, step);
+            if (upper) {
+                v[k] = got;
+            } else {
+                v[k + step] = got;
+            }
+        }
+    }
+}
+
 // The sum over a block of THREADS, in one fixed order; thread 0 gets it. `room` is shared memory
 // for THREADS / WARP values.
 template <int THREADS, class T>
