@@ -19,6 +19,9 @@ pub mod objective;
 pub mod optim;
 pub mod checkpoint;
 
+// Everyone's weights.
+pub mod interop;
+
 // Where the stages meet.
 pub mod eval;
 pub mod train;

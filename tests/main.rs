@@ -10,6 +10,7 @@ mod fuzz_seeds;
 mod grad;
 #[cfg(any(feature = "cuda", feature = "sim"))]
 mod half;
+mod interop;
 mod jpeg;
 mod loader_bench;
 mod matching;

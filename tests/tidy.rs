@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("objective", &["backend", "flow", "error"]),
     ("optim", &["backend", "flow", "error"]),
     ("checkpoint", &["flow", "error"]),
+    ("interop", &["checkpoint", "data", "encode", "backend", "flow", "error"]),
     ("eval", &["data", "encode", "backend", "flow", "error"]),
     (
         "train",
@@ -29,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "objective",
             "optim",
             "checkpoint",
+            "interop",
             "backend",
             "flow",
             "error",

@@ -73,15 +73,30 @@ fn byte_names() -> HashMap<char, u8> {
     byte_order().enumerate().map(name).collect()
 }
 
+/// The vocabulary's file: a line about itself, then a merge a line.
+fn vocabulary() -> String {
+    let mut text = String::new();
+    let mut unpacked = flate2::read::GzDecoder::new(VOCABULARY);
+    unpacked.read_to_string(&mut text).expect("the embedded vocabulary is damaged");
+    text
+}
+
+/// Every token by id, and the merges by rank (`left right`), as the vocabulary writes them.
+pub(super) fn written() -> (Vec<String>, Vec<String>) {
+    let names = byte_names();
+    let mut letters: Vec<(u8, char)> = names.into_iter().map(|(c, byte)| (byte, c)).collect();
+    letters.sort_unstable();
+    let letter = |byte: u8| letters[usize::from(byte)].1.to_string();
+    let merges: Vec<String> = vocabulary().lines().skip(1).map(String::from).collect();
+    let within = byte_order().map(letter);
+    let ending = byte_order().map(|byte| letter(byte) + "</w>");
+    let tokens = within.chain(ending).chain(merges.iter().map(|merge| merge.replace(' ', "")));
+    (tokens.collect(), merges)
+}
+
 impl Bpe {
     pub(super) fn clip() -> &'static Self {
-        static CLIP: LazyLock<Bpe> = LazyLock::new(|| {
-            let mut text = String::new();
-            flate2::read::GzDecoder::new(VOCABULARY)
-                .read_to_string(&mut text)
-                .expect("the embedded vocabulary is damaged");
-            Bpe::parse(&text)
-        });
+        static CLIP: LazyLock<Bpe> = LazyLock::new(|| Bpe::parse(&vocabulary()));
         &CLIP
     }
 

@@ -5,7 +5,7 @@
 //! there and never sees the words behind it, which a filter of captions still reads. Here such
 //! text is split like any other, and [`forged_control_tokens`] counts it.
 
-use super::bpe::Bpe;
+use super::bpe::{self, Bpe};
 use super::{clean, unicode};
 
 /// Number of token ids.
@@ -106,6 +106,15 @@ impl Tokenizer {
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// The vocabulary as OpenAI and Hugging Face write it: every token by id, the control tokens
+/// last, and the merges by rank, each `left right`.
+pub fn vocabulary() -> (Vec<String>, Vec<String>) {
+    let (mut tokens, merges) = bpe::written();
+    tokens.extend(["<|startoftext|>", "<|endoftext|>"].map(String::from));
+    assert_eq!(tokens.len(), VOCAB_SIZE, "the vocabulary is incomplete");
+    (tokens, merges)
 }
 
 /// How many control tokens a caption spells out, in open_clip's or OpenAI's notation, after
