@@ -169,12 +169,22 @@ int32_t conv2d_backward_weight(RoclipStream stream, const Conv2dBackwardWeight* 
 }
 
 int32_t conv2d_forward_pictures(RoclipStream stream, const Conv2dForwardPictures* a) {
+    if (a->kernel != ROCLIP_PLAIN) {
+        const int32_t error = conv2d::start(stream, *a);
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Source<float> x = {a->images, a->height, a->width, 3, a->stride};
     return start_any<false, float>(stream, {x, a->w, a->y, pixels_out(*a), a->outputs});
 }
 
 int32_t conv2d_backward_weight_pictures(
     RoclipStream stream, const Conv2dBackwardWeightPictures* a) {
+    if (a->kernel != ROCLIP_PLAIN) {
+        const int32_t error = conv2d::start(stream, *a);
+        const int64_t elements = int64_t(a->outputs) * 3 * TAPS;
+        if (error == 0) return start_add_parts(stream, {a->partial, a->dw, elements, a->parts});
+        if (error != ROCLIP_REFUSED) return error;
+    }
     const Source<float> x = {a->images, a->height, a->width, 3, a->stride};
     const Correlate<float> product = {x, a->dy, a->partial, pixels_out(*a), a->outputs};
     return start_any(stream, product, a->parts, a->dw);

@@ -38,6 +38,8 @@ struct Correlation {
 // ROCLIP_REFUSED where the tensor cores cannot do it.
 int32_t start(RoclipStream stream, const Product& product);
 int32_t start(RoclipStream stream, const Correlation& product);
+int32_t start(RoclipStream stream, const Conv2dForwardPictures& args);
+int32_t start(RoclipStream stream, const Conv2dBackwardWeightPictures& args);
 
 // Where chunk c of row r lies in rows of CHUNKS chunks: eight rows that follow each other, from any
 // one on, meet no bank conflict. Eight rows further it is 8*CHUNKS*CHUNK elements behind.
