@@ -82,8 +82,7 @@ __device__ __forceinline__ float value(const float* picture, int place, int offs
 
 // ---------------------------------------------------------------------------------------- forward
 
-__global__ void __launch_bounds__(THREADS, 4)
-    conv2d_pictures_kernel(Conv2dForwardPictures a) {
+__global__ void __launch_bounds__(THREADS, 3) conv2d_pictures_kernel(Conv2dForwardPictures a) {
     DYNAMIC_SHARED(shared);
     float* const picture = reinterpret_cast<float*>(shared);
     const Pictures p = {a.images, a.height, a.width};
