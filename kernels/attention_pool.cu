@@ -3,7 +3,8 @@
 //   tokens    tokens[n, 0] = mean of pixels[n] + positions[0],
 //             tokens[n, 1 + i] = pixels[n, i] + positions[1 + i]
 //             backward, d = dkeys + dvalues, and + dquery for token 0:
-//             dpixels[n, i] = d[n, 1 + i] + d[n, 0] / (T - 1),  dpositions[t] += sum over n of d[n, t]
+//             dpixels[n, i] = d[n, 1 + i] + d[n, 0] / (T - 1),
+//             dpositions[t] += sum over n of d[n, t]
 //   forward   s[t] = <query, keys[t]> / sqrt(d),  lse = log sum_t exp(s[t]),
 //             out = sum_t exp(s[t] - lse) values[t], head by head
 //   backward  p[t] = exp(s[t] - lse),  ds[t] = p[t] (<dout, values[t]> - <dout, out>)
@@ -13,18 +14,18 @@
 // Tensors   in roclip.h; T tokens of C = heads * d values.
 // Requires  images_n >= 1, T >= 2; what is written overlaps no other tensor. The launcher refuses
 //           heads wider than ROCLIP_MAX_HEAD_DIM.
-// Launch    tokens: V columns a thread, IMAGES pictures one after the other for which it has the
-//           positions only once. Their backward: tiles of the T*C columns, all pictures. forward and
-//           backward: a warp for each head of each picture. 16 bytes at a time where pointers allow
-//           it and, for columns, C % 8 == 0, for heads, d is 64, as in every ResNet of CLIP's.
-// Mapping   a row of a head of 64 is 8 lanes' 16 bytes; the 4 rows that a warp reads at a time are
-//           its teams', each of which has a running maximum and sum of its own, merged at the end.
-//           Heads of other widths: a team of 32 lanes, up to 4 values each, element by element.
+// Launch    tokens: V columns of IMAGES pictures a thread, which share what is read of positions.
+//           Their backward: tiles of the T*C columns, all pictures. forward and backward: a warp
+//           for each head of each picture. 16 bytes at a time where pointers allow it and, for
+//           columns, C % 8 == 0, for heads, d is 64, as in every ResNet of CLIP's.
+// Mapping   a row of a head of 64 is 16 bytes each of a team of 8 lanes; the 4 teams of a warp read
+//           neighbouring rows and share a running maximum; their sums are added at the end. Heads
+//           of other widths: one team of 32 lanes, up to 4 values each, element by element.
 // Barriers  one in `sum_columns`, for every thread of the block.
 // Numerics  f32, one rounding to bf16; the weights of the sum of values are not rounded. The order
 //           of all additions is cut by the shape alone.
-// Cost      bytes: tokens 4 an element, their backward 6; forward 4 and backward 8 an element of the
-//           keys: all are read once and written once. Few bytes of a step, so nothing else is done.
+// Cost      bytes: tokens 4 an element, their backward 6; forward 4 an element of the keys,
+//           backward 8: everything is read once and written once.
 // Twins     src/backend/{ops,cpu,cuda}/attention_pool.rs, tests/ops/attention_pool.rs
 #include "common/columns.cuh"
 
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(THREADS) tokens_kernel(AttentionPoolTokens a) 
                 sums[n][c] += to_float(pixels[n][c]);
                 token[c] = to_float(pixels[n][c]) + position[c];
             }
-            store_floats(to + (int64_t(n) * a.tokens_n + 1 + i) * width, token);
+            store_together(to + (int64_t(n) * a.tokens_n + 1 + i) * width, token);
         }
     }
     load_floats(a.positions + column, position);
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(THREADS) tokens_kernel(AttentionPoolTokens a) 
         if (n >= images) break;
 #pragma unroll
         for (int c = 0; c < V; ++c) sums[n][c] = sums[n][c] / float(pixels_n) + position[c];
-        store_floats(to + int64_t(n) * a.tokens_n * width, sums[n]);
+        store_together(to + int64_t(n) * a.tokens_n * width, sums[n]);
     }
 }
 
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(COLUMN_THREADS)
                 dpixel[i] = d + mean * share;
             }
             if (is_mean) return;
-            store_floats(a.dpixels + n * (elements - a.width) + column - a.width, dpixel);
+            store_together(a.dpixels + n * (elements - a.width) + column - a.width, dpixel);
         },
         sums);
     if (mine) add_floats(a.dpositions + column, sums[0]);
@@ -206,7 +207,8 @@ struct Head {
 using Head64 = Head<8, 8, 1>;
 using HeadAny = Head<WARP, 1, ROCLIP_MAX_HEAD_DIM / WARP>;
 
-// What a warp works on: where its head begins in [N, C], and in [N, T, C] of its team's first token.
+// What a warp works on: where its head begins in [N, C], and where in [N, T, C] that of its team's
+// first token.
 template <class Head>
 struct Work {
     int64_t pair, token, row, width;

@@ -51,22 +51,25 @@ __global__ void __launch_bounds__(THREADS) avg_pool2d_forward_kernel(AvgPool2dFo
     });
 }
 
-template <int V>
+template <int V, bool ADD>
 __global__ void __launch_bounds__(THREADS) avg_pool2d_backward_kernel(AvgPool2dBackward a) {
     with_pixel<V>(a, [&](int64_t at, int64_t corner, int64_t across) {
-        float dy[V], dx[4][V] = {};
-        load_floats(a.dy + at, dy);
-        bf16* to[4];
+        const auto place = [&](int i) { return corner + i / 2 * across + i % 2 * a.width; };
+        const Vec<bf16, V> dy = load<V>(a.dy + at);
+        Vec<bf16, V> old[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            to[i] = a.dx + corner + i / 2 * across + i % 2 * a.width;
-            if (a.add) load_floats(to[i], dx[i]);
+            if (ADD) old[i] = load<V>(a.dx + place(i));
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
+            float dx[V];
 #pragma unroll
-            for (int c = 0; c < V; ++c) dx[i][c] += dy[c] * 0.25f;
-            store_floats(to[i], dx[i]);
+            for (int c = 0; c < V; ++c) {
+                const float quarter = to_float(dy[c]) * 0.25f;
+                dx[c] = ADD ? to_float(old[i][c]) + quarter : quarter;
+            }
+            store_together(a.dx + place(i), dx);
         }
     });
 }
@@ -93,7 +96,9 @@ int32_t avg_pool2d_forward(RoclipStream stream, const AvgPool2dForward* a) {
 int32_t avg_pool2d_backward(RoclipStream stream, const AvgPool2dBackward* a) {
     const auto start = [&](auto v) {
         const int64_t blocks = ceil_div(a->lines * a->across * a->width, THREADS * v);
-        return launch<avg_pool2d_backward_kernel<v>>(stream, blocks, THREADS, 0, *a);
+        return a->add
+                   ? launch<avg_pool2d_backward_kernel<v, true>>(stream, blocks, THREADS, 0, *a)
+                   : launch<avg_pool2d_backward_kernel<v, false>>(stream, blocks, THREADS, 0, *a);
     };
     return with_channels(*a, start, a->dy, a->dx);
 }

@@ -1,9 +1,10 @@
-// batchnorm: each channel to mean 0 and variance 1 over the rows, a gain and a bias, a residual, the
-// rectifier.
+// batchnorm: each channel to mean 0 and variance 1 over the rows, then gain and bias, a residual
+// and the rectifier.
 //
 //   statistics  mean[c], var[c] of x[., c], var the biased one
 //   forward     y = f(x * scale + shift + residual),  scale = gain * rstd,
-//               shift = bias - mean * scale,  rstd = 1 / sqrt(var + eps),  f the rectifier or nothing
+//               shift = bias - mean * scale,  rstd = 1 / sqrt(var + eps),  f the rectifier, or
+//               nothing
 //   backward    g = dy where the rectifier let y pass or was not there, else 0;  dresidual = g
 //               dgain += sum of g * xhat,  dbias += sum of g,  xhat = (x - mean) * rstd
 //               dx = scale * (g - sum of g / rows - xhat * sum of g * xhat / rows), the sums only
@@ -13,19 +14,20 @@
 //
 // Tensors   in roclip.h; `partial` is scratch.
 // Requires  rows >= 1, width >= 1; what is written overlaps no other tensor.
-// Launch    statistics: at most ROCLIP_PARTS blocks of the rows, then one that merges them. forward:
-//           blocks of RUN rows a thread. backward: sums as statistics, their end, then dx as forward.
-//           8 columns a thread where width % 8 == 0 and pointers lie at 16 bytes, else one.
-// Mapping   a block reads whole rows, `lanes` threads side by side and `groups` below each other; a
-//           thread keeps its columns, so what belongs to a channel stays in registers. Rows wider
-//           than MAX_LANES threads are cut into tiles of columns.
+// Launch    statistics: about ROCLIP_PARTS blocks at most, then a kernel that merges their parts.
+//           forward: blocks of RUN rows a thread. backward: sums as statistics, a kernel that
+//           merges them, then dx as forward. 8 columns a thread where width % 8 == 0 and pointers
+//           lie at 16 bytes, else one.
+// Mapping   a block reads whole rows, `lanes` threads side by side and `groups` below each other;
+//           a thread keeps its columns, so what belongs to a channel stays in registers. Rows wider
+//           than MAX_LANES threads are cut into tiles of columns, of which sums have fewer parts.
 // Order     the sums walk the rows upwards, forward and dx downwards: what was read last may still
 //           be in L2.
 // Barriers  every thread of a block comes to all of them.
-// Numerics  f32, one rounding to bf16. Statistics: a thread keeps mean and sum of squared deviations
-//           (`Moments`), those of threads and blocks are merged (Chan, Golub, LeVeque 1979), so no
-//           large sums are subtracted. The order of all additions is cut by the shape alone. The
-//           rectifier keeps NaN, and where y is NaN the backward passes dy on.
+// Numerics  f32, one rounding to bf16. Statistics: a thread keeps mean and sum of squared
+//           deviations (`Moments`), those of threads and blocks are merged (Chan, Golub, LeVeque
+//           1979), so no large sums are subtracted. The order of all additions is cut by the shape
+//           alone. The rectifier keeps NaN, and where y is NaN the backward passes dy on.
 // Cost      bytes an element: statistics 2; forward 4, with residual 6; backward 10, with rectifier
 //           14, with rectifier and residual 14: the sums write dresidual, and dx is made from it.
 // Twins     src/backend/{ops,cpu,cuda}/batchnorm.rs, tests/ops/batchnorm.rs
@@ -36,7 +38,7 @@ namespace ROCLIP_BUILD {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int MAX_LANES = THREADS;
+constexpr int MAX_LANES = 64;  // with 8 columns each 1 KB of a row
 constexpr int MERGE_WARPS = 16;
 // Kernels that sum over rows have two blocks an SM, at most, so a thread must have many loads in
 // flight, and has the registers; the others have many blocks.
@@ -57,10 +59,12 @@ struct Tiling {
         groups = THREADS / lanes;
     }
 
-    // Into how many parts a sum over rows is cut.
+    // Into how many parts a sum over rows is cut: no more than make ROCLIP_PARTS blocks of all
+    // tiles together, for those all run at once.
     int parts(int64_t rows) const {
         const int64_t parts = ceil_div(rows, int64_t(LEAST) * groups);
-        return parts < ROCLIP_PARTS ? int(parts) : int(ROCLIP_PARTS);
+        const int most = tiles < ROCLIP_PARTS ? ROCLIP_PARTS / tiles : 1;
+        return parts < most ? int(parts) : most;
     }
 
     // Rows of part `part`: blocks of `groups` rows number part, part + parts, ...
@@ -164,7 +168,8 @@ struct Moments {
 };
 
 template <int V>
-__global__ void __launch_bounds__(THREADS, SUM_BLOCKS) statistics_kernel(BatchnormStatistics a) {
+__global__ void __launch_bounds__(THREADS, SUM_BLOCKS)
+    batchnorm_statistics_kernel(BatchnormStatistics a) {
     __shared__ __align__(16) float means[THREADS * V], squares[THREADS * V];
     __shared__ float counts[THREADS];
     const Place<V> place(a.rows, a.width);
@@ -234,7 +239,7 @@ __global__ void __launch_bounds__(MERGE_WARPS* WARP)
 // ---------------------------------------------------------------------------------------- forward
 
 template <int V, bool RESIDUAL>
-__global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(BatchnormForward a) {
+__global__ void __launch_bounds__(THREADS, BLOCKS) batchnorm_forward_kernel(BatchnormForward a) {
     __shared__ __align__(16) float scales[MAX_LANES * V], shifts[MAX_LANES * V];
     const Place<V> place(a.rows, a.width);
     place.for_columns([&](int c) {
@@ -262,7 +267,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(BatchnormForwa
                 if (RESIDUAL) y[i] += to_float(residual.row[u][i]);
                 y[i] = y[i] <= floor ? floor : y[i];  // NaN stays
             }
-            store_floats(a.y + at + u * step, y);
+            store_together(a.y + at + u * step, y);
         }
     });
 }
@@ -280,7 +285,7 @@ __device__ __forceinline__ void rectify(Vec<bf16, V>& dy, const Vec<bf16, V>& y)
 
 // Sums over rows of g * (x - mean) and of g, and dresidual.
 template <int V, bool RELU>
-__global__ void __launch_bounds__(THREADS, SUM_BLOCKS) backward_sums_kernel(BatchnormBackward a) {
+__global__ void __launch_bounds__(THREADS, SUM_BLOCKS) batchnorm_sums_kernel(BatchnormBackward a) {
     __shared__ __align__(16) float room[THREADS * V];
     const Place<V> place(a.rows, a.width);
     float sums[2][V] = {}, mean[V] = {};
@@ -294,12 +299,13 @@ __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) backward_sums_kernel(Batc
 #pragma unroll
         for (int u = 0; u < N; ++u) {
             if (RELU) rectify(dy.row[u], y.row[u]);
-            if (a.dresidual) store(a.dresidual + at + u * step, dy.row[u]);
+            float g[V];
+            to_floats(dy.row[u], g);
+            if (a.dresidual) store_together(a.dresidual + at + u * step, g);
 #pragma unroll
             for (int i = 0; i < V; ++i) {
-                const float g = to_float(dy.row[u][i]);
-                sums[0][i] += g * (to_float(x.row[u][i]) - mean[i]);
-                sums[1][i] += g;
+                sums[0][i] += g[i] * (to_float(x.row[u][i]) - mean[i]);
+                sums[1][i] += g[i];
             }
         }
     });
@@ -336,7 +342,8 @@ __global__ void __launch_bounds__(MERGE_WARPS* WARP)
 
 // dx = by_g * g + by_x * x + rest, channel by channel; g is made from dy and y, or is dresidual.
 template <int V, bool RELU>
-__global__ void __launch_bounds__(THREADS, BLOCKS) backward_dx_kernel(Merge<BatchnormBackward> call) {
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    batchnorm_dx_kernel(Merge<BatchnormBackward> call) {
     __shared__ __align__(16) float by_gs[MAX_LANES * V], by_xs[MAX_LANES * V], rests[MAX_LANES * V];
     const BatchnormBackward& a = call.a;
     const Place<V> place(a.rows, a.width);
@@ -374,7 +381,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) backward_dx_kernel(Merge<Batc
                 const float xs = to_float(x.row[u][i]) * by_x[i] + rest[i];
                 dx[i] = to_float(dy.row[u][i]) * by_g[i] + xs;
             }
-            store_floats(a.dx + at + u * step, dx);
+            store_together(a.dx + at + u * step, dx);
         }
     });
 }
@@ -420,7 +427,7 @@ int32_t batchnorm_statistics(RoclipStream stream, const BatchnormStatistics* a) 
         const Tiling<v> tiling(a->width);
         const Merge<BatchnormStatistics> merge = {*a, tiling.parts(a->rows)};
         const dim3 grid(merge.parts, tiling.tiles);
-        const int32_t error = launch<statistics_kernel<v>>(stream, grid, THREADS, 0, *a);
+        const int32_t error = launch<batchnorm_statistics_kernel<v>>(stream, grid, THREADS, 0, *a);
         if (error != 0) return error;
         return launch<merge_statistics_kernel<v>>(
             stream, ceil_div(a->width, WARP), MERGE_WARPS * WARP, 0, merge);
@@ -431,8 +438,9 @@ int32_t batchnorm_statistics(RoclipStream stream, const BatchnormStatistics* a) 
 int32_t batchnorm_forward(RoclipStream stream, const BatchnormForward* a) {
     const auto start = [&](auto v) {
         const dim3 grid = grid_of_runs<v>(a->rows, a->width);
-        return a->residual ? launch<forward_kernel<v, true>>(stream, grid, THREADS, 0, *a)
-                           : launch<forward_kernel<v, false>>(stream, grid, THREADS, 0, *a);
+        return a->residual
+                   ? launch<batchnorm_forward_kernel<v, true>>(stream, grid, THREADS, 0, *a)
+                   : launch<batchnorm_forward_kernel<v, false>>(stream, grid, THREADS, 0, *a);
     };
     return with_columns(a->width, start, a->x, a->residual, a->y);
 }
@@ -442,16 +450,17 @@ int32_t batchnorm_backward(RoclipStream stream, const BatchnormBackward* a) {
         const Tiling<v> tiling(a->width);
         const Merge<BatchnormBackward> merge = {*a, tiling.parts(a->rows)};
         const dim3 grid(merge.parts, tiling.tiles);
-        int32_t error = a->y ? launch<backward_sums_kernel<v, true>>(stream, grid, THREADS, 0, *a)
-                             : launch<backward_sums_kernel<v, false>>(stream, grid, THREADS, 0, *a);
+        int32_t error =
+            a->y ? launch<batchnorm_sums_kernel<v, true>>(stream, grid, THREADS, 0, *a)
+                 : launch<batchnorm_sums_kernel<v, false>>(stream, grid, THREADS, 0, *a);
         if (error != 0) return error;
         const int64_t blocks = ceil_div(int64_t(2) * a->width, WARP);
         error = launch<merge_sums_kernel>(stream, blocks, MERGE_WARPS * WARP, 0, merge);
         if (error != 0) return error;
         const dim3 runs = grid_of_runs<v>(a->rows, a->width);
         return a->y && !a->dresidual
-                   ? launch<backward_dx_kernel<v, true>>(stream, runs, THREADS, 0, merge)
-                   : launch<backward_dx_kernel<v, false>>(stream, runs, THREADS, 0, merge);
+                   ? launch<batchnorm_dx_kernel<v, true>>(stream, runs, THREADS, 0, merge)
+                   : launch<batchnorm_dx_kernel<v, false>>(stream, runs, THREADS, 0, merge);
     };
     return with_columns(a->width, start, a->x, a->mean, a->y, a->dy, a->dx, a->dresidual);
 }

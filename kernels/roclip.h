@@ -167,77 +167,6 @@ typedef struct Conv2dBackwardWeightPictures {
     int32_t parts; /* as in Conv2dBackwardWeight */
     int32_t kernel;
 } Conv2dBackwardWeightPictures;
-/* ---- batchnorm ---- */
-
-typedef struct BatchnormStatistics {
-    const bf16 *x;     /* [rows, C] */
-    float *mean, *var; /* [C] */
-    float *partial;    /* scratch, [ROCLIP_PARTS, 2, C] */
-    int64_t rows;
-    int32_t width;
-} BatchnormStatistics;
-
-typedef struct BatchnormForward {
-    const bf16 *x;           /* [rows, C] */
-    const float *gain_bias;  /* [2, C] */
-    const float *mean, *var; /* [C] */
-    const bf16 *residual;    /* [rows, C], or null */
-    bf16 *y;                 /* [rows, C] */
-    int64_t rows;
-    int32_t width;
-    float eps;
-    int32_t relu;
-} BatchnormForward;
-
-typedef struct BatchnormBackward {
-    const bf16 *x;           /* [rows, C] */
-    const float *gain_bias;  /* [2, C] */
-    const float *mean, *var; /* [C] */
-    const bf16 *y;           /* [rows, C], or null: no rectifier */
-    const bf16 *dy;          /* [rows, C] */
-    bf16 *dx;                /* [rows, C] */
-    bf16 *dresidual;         /* [rows, C], or null */
-    float *dgain_dbias;      /* [2, C], added to */
-    float *partial;          /* scratch, [ROCLIP_PARTS + 1, 2, C] */
-    int64_t rows;
-    int32_t width;
-    float eps;
-    int32_t own; /* whether mean and var are those of x, else constants */
-} BatchnormBackward;
-
-typedef struct BatchnormObserve {
-    const float *mean, *var; /* [C] */
-    float *observed;         /* [2, C], added to */
-    int64_t rows;
-    int32_t width;
-} BatchnormObserve;
-
-typedef struct BatchnormUpdateRunning {
-    const float *observed; /* [len], sums of `passes` */
-    const float *norm;     /* [1]; where it is not finite nothing changes */
-    float *weights;        /* [len] */
-    bf16 *copy;            /* [len], the weights rounded */
-    int64_t len;
-    float passes, momentum;
-} BatchnormUpdateRunning;
-
-/* ---- avg_pool2d ---- */
-
-typedef struct AvgPool2dForward {
-    const bf16 *x;        /* [lines, 2, across, 2, C]: [N, H, W, C] */
-    bf16 *y;              /* [lines, across, C]: [N, H/2, W/2, C] */
-    int64_t lines;        /* N*H/2 */
-    int32_t across, width; /* W/2, C */
-} AvgPool2dForward;
-
-typedef struct AvgPool2dBackward {
-    const bf16 *dy; /* as y */
-    bf16 *dx;       /* as x */
-    int64_t lines;
-    int32_t across, width;
-    int32_t add; /* whether dx is added to */
-} AvgPool2dBackward;
-
 /* ---- layernorm ---- */
 
 typedef struct LayernormForward {
@@ -310,46 +239,6 @@ typedef struct AttentionBackward {
     int32_t sequences, max_len, heads, head_dim;
     int32_t causal;
 } AttentionBackward;
-
-/* ---- attention_pool ---- */
-
-typedef struct AttentionPoolTokens {
-    const bf16 *pixels;     /* [N, T - 1, C] */
-    const float *positions; /* [T, C] */
-    bf16 *tokens;           /* [N, T, C] */
-    int64_t images_n;
-    int32_t tokens_n, width; /* T, C */
-} AttentionPoolTokens;
-
-typedef struct AttentionPoolBackwardTokens {
-    const bf16 *dquery;          /* [N, C] */
-    const bf16 *dkeys, *dvalues; /* [N, T, C] */
-    bf16 *dpixels;               /* [N, T - 1, C] */
-    float *dpositions;           /* [T, C], added to */
-    int64_t images_n;
-    int32_t tokens_n, width;
-} AttentionPoolBackwardTokens;
-
-typedef struct AttentionPoolForward {
-    const bf16 *query;         /* [N, heads * head_dim] */
-    const bf16 *keys, *values; /* [N, T, heads * head_dim] */
-    bf16 *out;                 /* [N, heads * head_dim] */
-    float *lse;                /* [N, heads] */
-    int64_t images_n;
-    int32_t tokens_n, heads, head_dim;
-} AttentionPoolForward;
-
-typedef struct AttentionPoolBackward {
-    const bf16 *query;           /* [N, heads * head_dim] */
-    const bf16 *keys, *values;   /* [N, T, heads * head_dim] */
-    const bf16 *out;             /* [N, heads * head_dim] */
-    const float *lse;            /* [N, heads] */
-    const bf16 *dout;            /* [N, heads * head_dim] */
-    bf16 *dquery;                /* [N, heads * head_dim] */
-    bf16 *dkeys, *dvalues;       /* [N, T, heads * head_dim] */
-    int64_t images_n;
-    int32_t tokens_n, heads, head_dim;
-} AttentionPoolBackward;
 
 /* ---- rows ---- */
 
@@ -491,6 +380,8 @@ typedef struct CastBf16 {
     bf16 *y;
     int64_t len;
 } CastBf16;
+
+#include "resnet.h"
 
 /* Every launcher: its arguments and its name. */
 #define ROCLIP_LAUNCHERS(X)                                      \

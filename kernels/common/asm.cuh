@@ -90,6 +90,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     return packed;
 }
 
+// Stores 16 bytes at once. Stores of values that it could share the compiler may take apart.
+__device__ __forceinline__ void store16(void* global, const uint32_t (&words)[4]) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // 2^x to 2 units in the last place; a result below 2^-126 is 0. One instruction: exp2f adds those
 // that keep such results.
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -58,6 +58,19 @@ __device__ __forceinline__ void store_floats(float* to, const float (&from)[V]) 
     }
 }
 
+// To global memory, 16 bytes at once where V is 8, whatever the compiler knows of the values.
+template <int V>
+__device__ __forceinline__ void store_together(bf16* to, const float (&from)[V]) {
+    if constexpr (V == LANE) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) words[i] = pack_bf16(from[2 * i], from[2 * i + 1]);
+        store16(to, words);
+    } else {
+        store_floats(to, from);
+    }
+}
+
 // A row of at most CHUNKS*CHUNK columns, a multiple of LANE of them, as it lies in memory; beyond
 // its end 0. All loads are on their way before the first is waited for.
 template <int CHUNKS>

@@ -172,6 +172,13 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
     sim::meet_all("mma.m16n8k16", at, &mine, sim::mma);
 }
 
+inline void store16(void* global, const uint32_t (&words)[4], sim::Site at = sim::Site::here()) {
+    if (reinterpret_cast<uintptr_t>(global) % 16) {
+        sim::this_machine->fail(at, "store16 to %p, which is not aligned", global);
+    }
+    memcpy(global, words, 16);
+}
+
 inline uint32_t pack_bf16(float low, float high) {
     return __float2bfloat16(low).bits | uint32_t(__float2bfloat16(high).bits) << 16;
 }
