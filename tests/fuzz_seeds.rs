@@ -24,6 +24,8 @@ fn write_corpora() {
         ("picture", pictures()),
         ("caption", captions()),
         ("lists", lists()),
+        ("weights_safetensors", weights_safetensors()),
+        ("weights_pickle", weights_pickle()),
     ] {
         let folder = golden::root().join("fuzz/corpus").join(target);
         std::fs::create_dir_all(&folder).unwrap();
@@ -56,6 +58,16 @@ fn any_caption() {
 #[test]
 fn any_list() {
     run(targets::lists, &lists(), 2000);
+}
+
+#[test]
+fn any_safetensors() {
+    run(targets::weights_safetensors, &weights_safetensors(), 2000);
+}
+
+#[test]
+fn any_pickle() {
+    run(targets::weights_pickle, &weights_pickle(), 3000);
 }
 
 /// Inputs on which something did not hold, made short.
@@ -264,4 +276,56 @@ fn lists() -> Vec<Vec<u8>> {
         text(4, "id,title,filepath\r\n1,\"a \"\"dog\"\"\",a.jpg\n2,\"two\nlines\",../secret.jpg\n"),
         text(5, "filepath\ttitle\na.jpg\tx\n./a.jpg\ty\n/etc/passwd\tz\nb.png\t\nshort\n"),
     ]
+}
+
+/// Files with the names of both libraries, of tensors small enough to be mutated.
+fn weights_safetensors() -> Vec<Vec<u8>> {
+    let file = |tensors: &[(&str, &str, &[usize], usize)]| {
+        let (mut header, mut end) = (String::from("{"), 0);
+        for (name, dtype, shape, bytes) in tensors {
+            let first = end;
+            end += bytes;
+            let place = format!("\"shape\":{shape:?},\"data_offsets\":[{first},{end}]");
+            header += &format!("\"{name}\":{{\"dtype\":\"{dtype}\",{place}}},");
+        }
+        header += "\"__metadata__\":{\"format\":\"pt\"}}";
+        let data: Vec<u8> = (0..end).map(|n| n as u8).collect();
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+    };
+    vec![
+        file(&[]),
+        file(&[("logit_scale", "F32", &[], 4), ("visual.proj", "F16", &[2, 3], 12)]),
+        file(&[
+            ("transformer.resblocks.0.attn.in_proj_weight", "F32", &[6, 2], 48),
+            ("transformer.resblocks.0.ln_1.bias", "BF16", &[2], 4),
+            ("visual.bn1.num_batches_tracked", "I64", &[], 8),
+        ]),
+        file(&[
+            ("text_model.encoder.layers.0.self_attn.q_proj.bias", "F32", &[2], 8),
+            ("text_model.encoder.layers.0.self_attn.k_proj.bias", "F32", &[2], 8),
+            ("text_model.encoder.layers.0.self_attn.v_proj.bias", "F32", &[2], 8),
+            ("text_projection.weight", "U8", &[3, 2], 6),
+            ("text_model.embeddings.position_ids", "I64", &[1, 0], 0),
+        ]),
+    ]
+}
+
+/// What torch wrote, whole (cut to what is mutated) and its pickles alone.
+fn weights_pickle() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for name in ["interop_bare.pt", "interop_checkpoint.pt", "interop_torchscript.pt"] {
+        let file = golden::read(name);
+        seeds.push([&[0], &file[file.len().saturating_sub(12_000)..]].concat());
+        let first = file.windows(3).position(|bytes| bytes == [0x80, 2, b'}']);
+        let first = first.or_else(|| file.windows(3).position(|bytes| bytes == [0x80, 2, b'c']));
+        let pickle = &file[first.expect("a pickle")..];
+        seeds.push([&[1], &pickle[..pickle.len().min(6000)]].concat());
+    }
+    let storage = b"X\x07\0\0\0storagectorch\nByteStorage\nX\x01\0\0\x000X\x03\0\0\0cpuM\0\x01";
+    let arguments = [b"((", &storage[..], b"tQK\x03(K\x02K\x04t(K\x04K\x01t\x89}t"].concat();
+    let tensor = [b"ctorch._utils\n_rebuild_tensor_v2\n".as_slice(), &arguments, b"R"].concat();
+    seeds.push([b"\x01\x80\x02}X\x01\0\0\0a", &tensor[..], b"s."].concat());
+    let module = [b"\x01\x80\x02c__torch__\nM\n)\x81}X\x01\0\0\0a", &tensor[..], b"sb."].concat();
+    seeds.push(module);
+    seeds
 }

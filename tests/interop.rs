@@ -138,8 +138,8 @@ fn features(model: &Model) -> [Vec<f64>; 2] {
 }
 
 /// Ours are computed in f32: about a hundred roundings of 6e-8 one after the other, each of
-/// random sign, and values of a unit row below 1. So 2e-6 is three times what is to be expected, and
-/// a thousandth of what another order of heads or a tensor not transposed makes.
+/// random sign, and values of a unit row below 1. So 2e-6 is three times what is to be expected,
+/// and a thousandth of what another order of heads or a tensor not transposed makes.
 #[test]
 fn features_are_those_of_both_libraries() {
     let golden = golden::Golden::open("interop");

@@ -122,15 +122,11 @@ fn a_run_writes_what_its_users_expect() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     files.sort();
-    let expected = [
-        "checkpoints",
-        "metrics.jsonl",
-        "open_clip_config.json",
-        "open_clip_model.safetensors",
-        "out.log",
-        "params.txt",
-        "skips.jsonl",
-    ];
+    let expected = "README.md checkpoints config.json merges.txt metrics.jsonl model.safetensors \
+        open_clip_config.json open_clip_model.safetensors out.log params.txt \
+        preprocessor_config.json skips.jsonl special_tokens_map.json tokenizer.json \
+        tokenizer_config.json vocab.json";
+    let expected: Vec<&str> = expected.split_whitespace().collect();
     assert_eq!(files, expected);
     let params = fs::read_to_string(folder.join("params.txt")).unwrap();
     assert!(

@@ -36,7 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("config", &["data", "encode", "matching", "objective", "optim", "train", "error"]),
+    ("config", &["data", "encode", "interop", "matching", "objective", "optim", "train", "error"]),
     ("lib", &["error"]),
 ];
 

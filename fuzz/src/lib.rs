@@ -11,9 +11,11 @@ mod lists;
 mod picture;
 mod shard;
 mod tar;
+mod weights;
 
 pub use caption::caption;
 pub use lists::lists;
 pub use picture::picture;
 pub use shard::shard;
 pub use tar::tar;
+pub use weights::{weights_pickle, weights_safetensors};

@@ -2,11 +2,20 @@
 //! work is in [`roclip::interop`].
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use roclip::backend::Backend;
+use roclip::backend::cpu::Cpu;
+#[cfg(any(feature = "cuda", feature = "sim"))]
+use roclip::backend::cuda;
+use roclip::config::{DeviceName, NetworkArgs};
+use roclip::data::loader::LoaderConfig;
+use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::tools::printable;
+use roclip::interop::embed::{self, EmbedOptions, Embedded, What};
 use roclip::interop::export::{Export, complete};
 use roclip::interop::inspect::inspect;
 use roclip::interop::{Card, Model, Options};
@@ -28,6 +37,8 @@ enum Command {
     Convert(ConvertArgs),
     /// Tells which tensors a file holds, and whether they are the model they should be
     Inspect(InspectArgs),
+    /// Writes the features of pictures and captions, in the order of the shards, and their cosine
+    Embed(EmbedArgs),
 }
 
 #[derive(Debug, Args)]
@@ -85,10 +96,68 @@ struct InspectArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct EmbedArgs {
+    /// Weights, as for `convert`
+    path: PathBuf,
+    #[command(flatten)]
+    input: Input,
+    /// The pairs: .tar, .tar.gz or .tar.zst; brace ranges (`{000..099}`), globs, directories,
+    /// several joined by `::`
+    #[arg(long, value_name = "PATTERN", required_unless_present = "captions")]
+    shards: Option<String>,
+    /// A text file with a caption a line, instead of shards
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shards", "images", "both"])]
+    captions: Option<PathBuf>,
+    /// Folder for images.npy, texts.npy and lists of keys, scores and skipped pairs; or one file,
+    /// .npy or .safetensors, with the lists beside it
+    #[arg(long, value_name = "DIR|FILE")]
+    out: PathBuf,
+    /// Embed pictures only; captions are not read
+    #[arg(long, conflicts_with_all = ["texts", "both"])]
+    images: bool,
+    /// Embed captions only; a pair whose picture is broken is skipped all the same
+    #[arg(long, conflicts_with = "both")]
+    texts: bool,
+    /// Embed both, and score every pair [default]
+    #[arg(long)]
+    both: bool,
+    /// Bring rows to length 1
+    #[arg(long)]
+    normalize: bool,
+    /// Pairs computed at a time
+    #[arg(long, default_value_t = 64, value_name = "PAIRS")]
+    batch_size: usize,
+    /// Threads that decode pictures
+    #[arg(long, default_value_t = 4, value_name = "THREADS")]
+    workers: usize,
+    /// Threads of the CPU engine [default: all cores]
+    #[arg(long, value_name = "THREADS")]
+    threads: Option<usize>,
+    /// Device that computes
+    #[arg(long, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda|cuda:N")]
+    device: DeviceName,
+    /// Extensions that hold the picture, in order of preference
+    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
+    image_key: String,
+    /// Extensions that hold the caption
+    #[arg(long, default_value = "txt", value_name = "EXTS")]
+    text_key: String,
+    /// Take the caption from this field of the `json` member instead
+    #[arg(long, value_name = "FIELD")]
+    json_text_key: Option<String>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Replace files that are there
+    #[arg(long)]
+    force: bool,
+}
+
 fn main() -> ExitCode {
     let outcome = match &Cli::parse().command {
         Command::Convert(args) => run_convert(args),
         Command::Inspect(args) => run_inspect(args),
+        Command::Embed(args) => run_embed(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("roclip-model: {}", printable(&error.to_string()));
@@ -126,4 +195,57 @@ fn run_inspect(args: &InspectArgs) -> Result<ExitCode> {
         say(format!("{inspection}").trim_end());
     }
     Ok(ExitCode::from(u8::from(!inspection.differences.is_complete())))
+}
+
+fn run_embed(args: &EmbedArgs) -> Result<ExitCode> {
+    let done = match args.device {
+        DeviceName::Cpu => {
+            let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            embed_on(&Cpu::<f32>::new(args.threads.unwrap_or_else(cores))?, args)?
+        }
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(number) => embed_on(&cuda::Gpu::new(cuda::Card::open(number)?)?, args)?,
+        #[cfg(feature = "sim")]
+        DeviceName::Sim => {
+            let emulator = cuda::Emulator::new(cuda::Mode::Eager, 0);
+            embed_on(&cuda::Gpu::new(emulator)?, args)?
+        }
+    };
+    for path in &done.files {
+        say(path.display());
+    }
+    say(format!("{} rows; {}", done.rows, done.tally));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn embed_on<D: Backend>(device: &D, args: &EmbedArgs) -> Result<Embedded> {
+    let model = args.input.open(&args.path)?;
+    let what = match (args.images, args.texts) {
+        (true, _) => What::Images,
+        (_, true) => What::Texts,
+        _ => What::Both,
+    };
+    let options = EmbedOptions {
+        out: args.out.clone(),
+        what,
+        normalize: args.normalize,
+        overwrite: args.force,
+        batch_size: args.batch_size,
+    };
+    let Some(shards) = &args.shards else {
+        let captions = args.captions.as_deref().expect("clap requires one of the two");
+        return embed::captions(device, &model, captions, &options);
+    };
+    let captions = match &args.json_text_key {
+        Some(field) => Captions::JsonField(field.clone()),
+        None => Captions::Text(args.text_key.clone()),
+    };
+    let loader = LoaderConfig {
+        shards: shards.clone(),
+        source: args.network.options()?,
+        workers: args.workers,
+        fields: Fields { image_key: args.image_key.clone(), captions, labels: Labels::None },
+        ..LoaderConfig::default()
+    };
+    embed::shards(device, &model, loader, &options)
 }

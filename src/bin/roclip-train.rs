@@ -121,7 +121,8 @@ fn train<D: Backend, C: Communicator<D>>(
     assembled: Assembled,
     stop: &AtomicBool,
 ) -> Result<End> {
-    let Assembled { model: config, loader, eval, adamw, decay, mut identity, notes } = assembled;
+    let Assembled { model: config, pretrained, loader, eval, adamw, decay, mut identity, notes } =
+        assembled;
     let memory = HostAlloc::of(&device);
     let (loader, eval) =
         (LoaderConfig { memory: memory.clone(), ..loader }, LoaderConfig { memory, ..eval });
@@ -147,7 +148,10 @@ fn train<D: Backend, C: Communicator<D>>(
     let recipe = recipe(args, &config, (adamw, decay), pool_rows, steps_per_epoch);
     let planner = planner::<D>(recipe.clone(), comm.world_size(), zeroshot.as_ref());
     device.memory().map_or(Ok(()), |memory| planner.check(memory))?;
-    let parts = recipe.parts(&device, args.run.seed)?;
+    let mut parts = recipe.parts(&device, args.run.seed)?;
+    if let Some(pretrained) = pretrained {
+        parts.weights = pretrained.weights(&device)?;
+    }
     let mut log = open_log(&folder, &settings)?;
     log.info(format!("Running on {}", device.name()));
     let (parameters, memory) = (parts.model.params().values(), planner.plan()?.in_words());
@@ -255,7 +259,8 @@ fn pairs(args: &Args, loader: &Loader) -> Result<u64> {
 fn name(args: &Args) -> String {
     args.run.name.clone().unwrap_or_else(|| {
         let time = jiff::Zoned::now().strftime("%Y_%m_%d-%H_%M_%S");
-        let model = Path::new(&args.model.model).file_stem().unwrap_or_default().to_string_lossy();
+        let model = args.model.name();
+        let model = Path::new(&model).file_stem().unwrap_or_default().to_string_lossy();
         let (lr, batch) = (args.optim.lr, args.optim.batch_size);
         format!("{time}-model_{model}-lr_{lr}-b_{batch}-{}", args.objective.objective)
     })

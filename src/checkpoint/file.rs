@@ -95,21 +95,10 @@ pub fn publish(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()
 /// [`Error::Io`] where the system refuses (a full disk, a read-only folder); `path` is untouched.
 pub fn write(path: &Path, state: &State) -> Result<()> {
     let values = serde_json::Value::Object(state.values.clone().into_iter().collect()).to_string();
-    let entries = [(DIGEST.to_owned(), digest(state, &values)), (VALUES.to_owned(), values)];
-    write_tensors(path, state, HashMap::from(entries))
-}
-
-/// Writes only the tensors of a state, atomically: a model as open_clip and others read it.
-///
-/// # Errors
-/// As [`write()`].
-pub fn write_weights(path: &Path, state: &State) -> Result<()> {
-    write_tensors(path, state, HashMap::new())
-}
-
-fn write_tensors(path: &Path, state: &State, mut metadata: HashMap<String, String>) -> Result<()> {
     // Older readers refuse a file that does not say which framework's tensors it holds.
-    metadata.insert("format".into(), "pt".into());
+    let format = ("format".to_owned(), "pt".to_owned());
+    let digest = (DIGEST.to_owned(), digest(state, &values));
+    let metadata = HashMap::from([format, digest, (VALUES.to_owned(), values)]);
     publish(path, |scratch| {
         let views = state.tensors.iter().map(|(name, tensor)| (name, Floats(tensor)));
         safetensors::serialize_to_file(views, Some(metadata), scratch).map_err(|e| Error::Io {

@@ -12,6 +12,7 @@ use crate::data::text::wordnet::WordNet;
 use crate::data::transform::{Augment, Fidelity, TransformConfig};
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
+use crate::interop::{Model, Options};
 use crate::matching::Objective;
 use crate::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use std::sync::Arc;
 pub struct Assembled {
     /// The model.
     pub model: ClipConfig,
+    /// The weights it starts from, if not from random ones.
+    pub pretrained: Option<Model>,
     /// Training pairs.
     pub loader: LoaderConfig,
     /// Evaluation pairs; the shards are not set yet.
@@ -67,7 +70,11 @@ const IDENTITY: &[&str] = &[
 /// [`Error::Option`] where a value is out of range; [`Error::Format`] or [`Error::Io`] where a file
 /// that a flag names cannot be used.
 pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
-    let model = ClipConfig::load(&args.model.model)?;
+    let pretrained = pretrained(args)?;
+    let model = match &pretrained {
+        Some(pretrained) => pretrained.config.clone(),
+        None => ClipConfig::load(&args.model.name())?,
+    };
     let objective = args.objective.objective;
     let mut notes = Vec::new();
     let eda = eda(args, &mut notes)?;
@@ -93,7 +100,15 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
         Objective::Official => DecayRule::ByName,
         _ => DecayRule::ByShape,
     };
-    Ok(Assembled { model, loader, eval, adamw, decay, identity, notes })
+    Ok(Assembled { model, pretrained, loader, eval, adamw, decay, identity, notes })
+}
+
+/// The weights to start from: all that the model needs, and nothing else.
+fn pretrained(args: &Args) -> Result<Option<Model>> {
+    let Some(path) = &args.model.pretrained else { return Ok(None) };
+    let options = Options { model: args.model.model.clone(), quick_gelu: false };
+    let model = Model::open(path, &options)?;
+    model.check().map(|()| Some(model))
 }
 
 /// The optimiser's numbers.

@@ -202,14 +202,21 @@ pub struct AugmentArgs {
     pub wordnet: Option<PathBuf>,
 }
 
+/// What is trained where nothing is said.
+const DEFAULT_MODEL: &str = "ViT-B-32";
+
 /// Flags under "Model".
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Name of a model (`ViT-B-32`, `ViT-B-16`, or one of the small ones that `--list-models`
-    /// prints), or a JSON file in open_clip's form
-    #[arg(long, default_value = "ViT-B-32", value_name = "NAME|FILE")]
-    pub model: String,
+    /// prints), or a JSON file in open_clip's form [default: that of --pretrained, or ViT-B-32]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub model: Option<String>,
+    /// Start from these weights: a file or directory of open_clip or transformers, an archive of
+    /// OpenAI's, a checkpoint of roclip-train (the optimiser starts afresh)
+    #[arg(long, value_name = "FILE|DIR")]
+    pub pretrained: Option<PathBuf>,
     /// Print the names of the models with their sizes, and exit
     #[arg(long)]
     pub list_models: bool,
@@ -219,6 +226,14 @@ pub struct ModelArgs {
     /// Threads of the CPU engine; the result does not depend on it [default: all cores]
     #[arg(long, value_name = "THREADS")]
     pub threads: Option<usize>,
+}
+
+impl ModelArgs {
+    /// What the model is called: as asked for, or by the weights it comes with.
+    pub fn name(&self) -> String {
+        let pretrained = self.pretrained.as_ref().map(|path| path.display().to_string());
+        self.model.clone().or(pretrained).unwrap_or_else(|| DEFAULT_MODEL.into())
+    }
 }
 
 /// A device as `--device` names it, in PyTorch's words. A build knows only those it has.

@@ -49,7 +49,11 @@ pub fn parse(command_line: impl IntoIterator<Item = OsString>) -> Result<Parsed>
         .try_get_matches_from(words)
         .and_then(|m| Ok((Args::from_arg_matches(&m)?, settings(&m))));
     match parsed {
-        Ok((args, settings)) => check(&args).map(|()| Parsed::Run(Box::new(args), settings)),
+        Ok((args, mut settings)) => {
+            // A run is the same run whether its model was named or is the default.
+            settings.entry("model".into()).or_insert_with(|| redact(&args.model.name()));
+            check(&args).map(|()| Parsed::Run(Box::new(args), settings))
+        }
         Err(stop) => Ok(Parsed::Print(stop.render().to_string(), stop.exit_code())),
     }
 }

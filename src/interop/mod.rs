@@ -21,6 +21,8 @@ mod tokenizer;
 pub mod card;
 pub mod export;
 pub mod inspect;
+mod arrays;
+pub mod embed;
 
 pub use card::Card;
 pub use model::{Model, Options};

@@ -3,6 +3,7 @@
 use super::config::{self, NORMALIZATION, Normalization};
 use super::names::{self, Flavour};
 use super::tensors::{self, Format, Tensor, Tensors};
+use crate::backend::{Device, Float};
 use crate::encode::{self, ClipConfig};
 use crate::error::{Error, Result};
 use crate::flow::ParamTable;
@@ -235,6 +236,16 @@ impl Model {
             to.copy_from_slice(&self.tensor(&param.name, &param.shape)?);
         }
         Ok(values)
+    }
+
+    /// Its parameters on a device.
+    ///
+    /// # Errors
+    /// Those of [`values`](Self::values); [`Error::Device`] where memory does not suffice.
+    pub fn weights<D: Device>(&self, device: &D) -> Result<D::Weights> {
+        let values = self.values(&encode::params(&self.config)?)?;
+        let values: Vec<D::Acc> = values.iter().map(|&v| Float::from_f64(f64::from(v))).collect();
+        device.weights(&values)
     }
 
     /// The tensor of that name and shape as f32.

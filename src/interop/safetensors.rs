@@ -6,8 +6,8 @@
 use super::tensors::{Dtype, Tensor, Tensors, bytes_of};
 use crate::error::{Error, Result};
 use serde::Deserialize;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use std::collections::HashSet;
+use serde::de::{Error as _, MapAccess, Visitor};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
@@ -45,7 +45,7 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(A::Error::custom(format!("{name:?} stands there twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        map.next_value::<HashMap<String, String>>()?;
                     } else {
                         entries.push((name, map.next_value()?));
                     }
@@ -60,8 +60,9 @@ impl<'de> Deserialize<'de> for Header {
 /// The tensors of a header in the order of their bytes, which fill `data` bytes without overlap or
 /// hole.
 fn parse(header: &[u8], data: u64) -> Result<Vec<(String, Entry)>, String> {
+    let text = std::str::from_utf8(header).map_err(|e| format!("its header is wrong: {e}"))?;
     let Header(mut entries) =
-        serde_json::from_slice(header).map_err(|e| format!("its header is wrong: {e}"))?;
+        serde_json::from_str(text).map_err(|e| format!("its header is wrong: {e}"))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut end = 0;
     for (name, entry) in &entries {

@@ -8,8 +8,12 @@ use crate::backend::{Backend, Communicator};
 use crate::checkpoint::{Folder, file};
 use crate::data::ledger::{Entry, Ledger};
 use crate::data::loader::{Epoch, Loader, Position, Stats};
+use crate::data::transform::TransformConfig;
 use crate::error::{Error, Result};
 use crate::flow::{Batch, State};
+use crate::interop::Card;
+use crate::interop::card::Training;
+use crate::interop::export::{Export, tensors_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -380,17 +384,20 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         }
     }
 
-    /// The model as open_clip reads it, and the curve of the loss.
+    /// The model as others read it, and the curve of the loss.
     fn finish(&mut self) -> Result<()> {
         let mut state = State::default();
         self.trainer.save_weights(&mut state)?;
         let folder = &self.options.folder;
-        file::write_weights(&folder.join("open_clip_model.safetensors"), &state)?;
-        let config = folder.join("open_clip_config.json");
-        let text = serde_json::to_string_pretty(&self.options.model_json).expect("JSON is text");
-        file::publish(&config, |scratch| {
-            std::fs::write(scratch, text).map_err(Error::io("write", scratch))
-        })?;
+        let TransformConfig { mean, std, .. } = self.loader.config().transform;
+        let training = Training::of_run(folder, self.trainer.steps())?;
+        let export = Export {
+            config: &self.trainer.for_eval().1.config().clone(),
+            normalization: (mean, std),
+            tensors: tensors_of(state),
+            card: Card::Trained(training),
+        };
+        export.write(folder, true)?;
         let losses = self.log.losses()?;
         let chart = curve::draw("loss by step", &losses);
         self.log.info(format!("finished after {} steps\n{chart}", self.trainer.steps()));
