@@ -141,7 +141,7 @@ fn forward<F: CpuFloat>(
 
 vectorised! {
     /// `x = softmax(scale·x)`; returns the logarithm of the denominator.
-    fn softmax<F: CpuFloat>(x: &mut [F], scale: F) -> F {
+    pub(super) fn softmax<F: CpuFloat>(x: &mut [F], scale: F) -> F {
         x.iter_mut().for_each(|x| *x *= scale);
         let max = simd::max(x);
         x.iter_mut().for_each(|x| *x = (*x - max).exp());

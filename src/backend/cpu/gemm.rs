@@ -19,6 +19,7 @@ use super::{Cpu, CpuFloat, grown};
 use crate::backend::Write;
 use crate::simd::vectorised;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of one task. Its panel of `a`, 96 × 384 f32, takes 144 KiB of the second cache.
 const MC: usize = 96;
@@ -26,9 +27,25 @@ const MC: usize = 96;
 /// Length of a piece of `k`.
 const KC: usize = 384;
 
+/// Length of `k` that is worth a part of its own.
+const DEEP: usize = 4096;
+
 /// Panels of `b` that are multiplied with one after the other: 12 × 384 × 128 bytes stay in the
 /// second cache while the block's rows go by.
 const PANELS: usize = 12;
+
+/// One side of a product: `lanes × k`, the rows of the left one or the columns of the right one.
+pub trait Operand<F>: Copy + Sync {
+    /// Lays elements `piece..` of `k` of the lanes `first..first + lanes` side by side, element
+    /// behind element: panel `[len, width]`, whose lanes beyond keep what they held.
+    fn pack(self, first: usize, lanes: usize, piece: usize, width: usize, panel: &mut [F]);
+}
+
+impl<F: CpuFloat> Operand<F> for Mat<'_, F> {
+    fn pack(self, first: usize, lanes: usize, piece: usize, width: usize, panel: &mut [F]) {
+        pack(self.at(first, piece), lanes, width, panel);
+    }
+}
 
 /// A matrix in a slice: its first element is the slice's, its strides are in elements.
 #[derive(Clone, Copy)]
@@ -55,8 +72,9 @@ impl<'a, F> Mat<'a, F> {
         Self { data: &self.data[row * rows + col * cols..], ..self }
     }
 
+    /// Rows for columns.
     #[inline(always)]
-    fn transposed(self) -> Self {
+    pub fn transposed(self) -> Self {
         Self { strides: [self.strides[1], self.strides[0]], ..self }
     }
 }
@@ -72,6 +90,18 @@ impl<F: CpuFloat> Cpu<F> {
         write: Write,
         c: &mut [F],
     ) {
+        self.product([m, k, n], a, b.transposed(), write, c);
+    }
+
+    /// As [`Cpu::gemm`], of operands that pack themselves; `b` as its columns.
+    pub(super) fn product(
+        &self,
+        [m, k, n]: [usize; 3],
+        a: impl Operand<F>,
+        b: impl Operand<F>,
+        write: Write,
+        c: &mut [F],
+    ) {
         assert_eq!(c.len(), m * n, "gemm: c must be dense");
         let mut room = self.inner.panels.lock().expect("no thread panics in a product");
         let room = &mut *room;
@@ -82,18 +112,52 @@ impl<F: CpuFloat> Cpu<F> {
                 let panels = grown(room, len * width);
                 panels.par_chunks_exact_mut(len * nr::<F>()).enumerate().for_each(|(j, panel)| {
                     let first = j * nr::<F>();
-                    let b = b.at(piece, first).transposed();
-                    pack(b, nr::<F>().min(n - first), nr::<F>(), panel);
+                    b.pack(first, nr::<F>().min(n - first), piece, nr::<F>(), panel);
                 });
                 let (panels, write) = (&*panels, if piece > 0 { Write::Add } else { write });
                 c.par_chunks_mut(MC * n).enumerate().for_each(|(block, c)| {
-                    let (a, rows) = (a.at(block * MC, piece), c.len() / n);
+                    let rows = c.len() / n;
                     self.panels(rows.next_multiple_of(MR) * len, |room| {
-                        pack_rows(a, rows, len, room);
+                        pack_rows(a, block * MC, rows, piece, len, room);
                         multiply(room, panels, len, write, c, [rows, n, n]);
                     });
                 });
             }
+        });
+    }
+
+    /// `c += f(a·b)` for a small product of a long `k`, such as the gradient of a convolution's
+    /// weights: cut along `k`, in as many parts as its extents ask for, whose products `add` gets
+    /// one row at a time, with that row of `c`: the places of the parts' values are `n` apart, for
+    /// `add` to lay out as it likes.
+    pub(super) fn product_in_parts(
+        &self,
+        [m, k, n]: [usize; 3],
+        a: impl Operand<F>,
+        b: impl Operand<F>,
+        c: &mut [F],
+        add: impl Fn(&[F], &mut [F]) + Sync,
+    ) {
+        assert_eq!(c.len(), m * n, "gemm: c must be dense");
+        let parts = parts(m, k);
+        let mut room = self.inner.partials.lock().expect("no thread panics in a product");
+        let sums = grown(&mut room, parts * m * n);
+        if parts == 1 {
+            self.product([m, k, n], a, b, Write::Set, sums);
+        }
+        self.run(|| {
+            if parts > 1 {
+                let len = k.div_ceil(parts);
+                sums.par_chunks_exact_mut(m * n).enumerate().for_each(|(part, c)| {
+                    let k = part * len..k.min((part + 1) * len);
+                    self.product_here([m, n], k, a, b, Write::Set, c, n);
+                });
+            }
+            c.par_chunks_exact_mut(n).enumerate().for_each(|(row, c)| {
+                for part in sums.chunks_exact(m * n) {
+                    add(&part[row * n..][..n], c);
+                }
+            });
         });
     }
 
@@ -108,23 +172,37 @@ impl<F: CpuFloat> Cpu<F> {
         c: &mut [F],
         stride: usize,
     ) {
+        self.product_here([m, n], 0..k, a, b.transposed(), write, c, stride);
+    }
+
+    /// As [`Cpu::gemm_here`], of operands that pack themselves, over a part of their `k`.
+    #[allow(clippy::too_many_arguments, reason = "a product has this many")]
+    fn product_here(
+        &self,
+        [m, n]: [usize; 2],
+        k: Range<usize>,
+        a: impl Operand<F>,
+        b: impl Operand<F>,
+        write: Write,
+        c: &mut [F],
+        stride: usize,
+    ) {
         let width = n.next_multiple_of(nr::<F>());
-        let (rows, piece) = (MC.min(m).next_multiple_of(MR), KC.min(k));
+        let (rows, piece) = (MC.min(m).next_multiple_of(MR), KC.min(k.len()));
         self.panels((width + rows) * piece, |room| {
             let (panels, room) = room.split_at_mut(width * piece);
-            for piece in (0..k).step_by(KC) {
-                let len = KC.min(k - piece);
+            for piece in k.clone().step_by(KC) {
+                let len = KC.min(k.end - piece);
                 let panels = &mut panels[..width * len];
                 for (j, panel) in panels.chunks_exact_mut(len * nr::<F>()).enumerate() {
                     let first = j * nr::<F>();
-                    let b = b.at(piece, first).transposed();
-                    pack(b, nr::<F>().min(n - first), nr::<F>(), panel);
+                    b.pack(first, nr::<F>().min(n - first), piece, nr::<F>(), panel);
                 }
-                let write = if piece > 0 { Write::Add } else { write };
+                let write = if piece > k.start { Write::Add } else { write };
                 for first in (0..m).step_by(MC) {
                     let rows = MC.min(m - first);
                     let room = &mut room[..rows.next_multiple_of(MR) * len];
-                    pack_rows(a.at(first, piece), rows, len, room);
+                    pack_rows(a, first, rows, piece, len, room);
                     let c = &mut c[first * stride..];
                     multiply(room, panels, len, write, c, [rows, n, stride]);
                 }
@@ -133,10 +211,22 @@ impl<F: CpuFloat> Cpu<F> {
     }
 }
 
+/// Parts of a `k` that is much longer than `m` has blocks for the threads.
+pub fn parts(m: usize, k: usize) -> usize {
+    (k / DEEP / m.div_ceil(MC)).clamp(1, 16)
+}
+
 /// Packs a block of rows of `a`, panel behind panel.
-fn pack_rows<F: CpuFloat>(a: Mat<F>, rows: usize, len: usize, room: &mut [F]) {
+fn pack_rows<F: CpuFloat>(
+    a: impl Operand<F>,
+    first: usize,
+    rows: usize,
+    piece: usize,
+    len: usize,
+    room: &mut [F],
+) {
     for (i, panel) in room.chunks_exact_mut(MR * len).enumerate() {
-        pack(a.at(i * MR, 0), MR.min(rows - i * MR), MR, panel);
+        a.pack(first + i * MR, MR.min(rows - i * MR), piece, MR, panel);
     }
 }
 

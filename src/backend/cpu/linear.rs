@@ -1,6 +1,6 @@
 //! `linear` on the CPU.
 
-use super::gemm::Mat;
+use super::gemm::{Mat, parts};
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::linear::{Layout, Linear, LinearShape};
 use crate::backend::{View, ViewMut, Weight, Write};
@@ -63,7 +63,14 @@ impl<F: CpuFloat> Linear for Cpu<F> {
             Layout::InOut => (x.slice(), shape.inputs, dy.slice(), shape.outputs),
         };
         let (left, right) = (Mat::cols(left, left_width), Mat::rows(right, width));
-        self.gemm([left_width, shape.rows, width], left, right, Write::Add, dw.slice_mut());
+        let (extents, dw) = ([left_width, shape.rows, width], dw.slice_mut());
+        if parts(left_width, shape.rows) == 1 {
+            self.gemm(extents, left, right, Write::Add, dw);
+        } else {
+            self.product_in_parts(extents, left, right.transposed(), dw, |part, dw| {
+                dw.iter_mut().zip(part).for_each(|(dw, &part)| *dw += part);
+            });
+        }
         Ok(())
     }
 

@@ -17,6 +17,10 @@ mod l2norm;
 mod layernorm;
 mod linear;
 mod memory;
+mod conv2d;
+mod batchnorm;
+mod avg_pool2d;
+mod attention_pool;
 mod patch_embedding;
 mod pool;
 mod rows;
@@ -41,6 +45,8 @@ struct Inner<F> {
     scratch: Vec<[Mutex<Vec<F>>; 2]>,
     /// The panels of a product on all threads.
     panels: Mutex<Vec<F>>,
+    /// The parts of a product that is cut along its sums.
+    partials: Mutex<Vec<F>>,
     /// Held by whoever has work on the threads. One that waits for its part of an operation takes
     /// up whatever else is queued: another operation would want the same scratch memory.
     turn: Mutex<()>,
@@ -71,8 +77,9 @@ impl<F: CpuFloat> Cpu<F> {
             .build()
             .map_err(|e| Error::Device(format!("cannot start {threads} threads: {e}")))?;
         let scratch = (0..threads).map(|_| Default::default()).collect();
-        let (panels, turn, allocated) = Default::default();
-        Ok(Self { inner: Arc::new(Inner { pool, scratch, panels, turn, allocated }) })
+        let (panels, partials, turn, allocated) = Default::default();
+        let inner = Inner { pool, scratch, panels, partials, turn, allocated };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Number of threads.

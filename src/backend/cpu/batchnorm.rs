@@ -1,0 +1,328 @@
+//! `batchnorm` on the CPU: sums over rows in parts that depend on the shape alone, everything else
+//! block by block of rows.
+
+use super::{Cpu, CpuFloat, grown};
+use crate::backend::ops::batchnorm::{BatchNorm, BatchNormStats, EPS, MOMENTUM, Statistics};
+use crate::backend::{Slot, View, ViewMut, Weight};
+use crate::error::Result;
+use crate::simd::vectorised;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows that are added up before their sum is added to others, which keeps the error of long sums
+/// small.
+const GROUP: usize = 64;
+
+/// Most parts of the rows in a sum over them.
+const PARTS: usize = 32;
+
+/// Elements of one task where no sums are made, about.
+const BLOCK: usize = 1 << 14;
+
+impl<F: CpuFloat> BatchNorm for Cpu<F> {
+    fn batchnorm_statistics(
+        &self,
+        x: View<'_, Self, F>,
+        stats: &mut BatchNormStats<Self>,
+    ) -> Result<()> {
+        let (x, width) = (x.slice(), stats.mean.len());
+        let rows = x.len() / width;
+        let share = F::from_f64(1.0 / rows as f64);
+        let put = |to: &mut [F], sums: &[F]| {
+            to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = sum * share);
+        };
+        let all = |range: Range<usize>| &x[range.start * width..range.end * width];
+        self.column_sums(
+            rows,
+            width,
+            |range, sums| add_rows(all(range), sums),
+            |sums| put(&mut stats.mean, sums),
+        );
+        let mean = &stats.mean[..];
+        self.column_sums(
+            rows,
+            width,
+            |range, sums| add_squares(all(range), mean, sums),
+            |sums| put(&mut stats.var, sums),
+        );
+        Ok(())
+    }
+
+    fn batchnorm_running(
+        &self,
+        running: Weight<'_, Self>,
+        stats: &mut BatchNormStats<Self>,
+    ) -> Result<()> {
+        let (mean, var) = running.slice().split_at(stats.mean.len());
+        stats.mean.copy_from_slice(mean);
+        stats.var.copy_from_slice(var);
+        Ok(())
+    }
+
+    fn batchnorm_forward(
+        &self,
+        x: View<'_, Self, F>,
+        gain_bias: Weight<'_, Self>,
+        stats: &BatchNormStats<Self>,
+        residual: Option<View<'_, Self, F>>,
+        relu: bool,
+        y: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        let (x, residual, y) = (x.slice(), residual.map(|r| r.slice()), y.slice_mut());
+        let (mean, var) = (&stats.mean[..], &stats.var[..]);
+        let (gain, bias) = gain_bias.slice().split_at(mean.len());
+        let block = block(mean.len());
+        self.run(|| {
+            y.par_chunks_mut(block).zip(x.par_chunks(block)).enumerate().for_each(|(i, (y, x))| {
+                let residual = residual.map(|r| &r[i * block..][..x.len()]);
+                self.scratch(mean.len(), |scale| {
+                    scales(gain, var, scale);
+                    forward(x, mean, scale, bias, residual, relu, y);
+                });
+            });
+        });
+        Ok(())
+    }
+
+    fn batchnorm_backward(
+        &self,
+        x: View<'_, Self, F>,
+        gain_bias: Weight<'_, Self>,
+        (whose, stats): (Statistics, &BatchNormStats<Self>),
+        y: Option<View<'_, Self, F>>,
+        dy: View<'_, Self, F>,
+        dx: ViewMut<'_, Self, F>,
+        dresidual: Option<ViewMut<'_, Self, F>>,
+        dgain_dbias: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        let (x, y, dy) = (x.slice(), y.map(|y| y.slice()), dy.slice());
+        let (mean, var, width) = (&stats.mean[..], &stats.var[..], stats.mean.len());
+        let (dx, dgain_dbias) = (dx.slice_mut(), dgain_dbias.slice_mut());
+        let mut dresidual = dresidual.map(ViewMut::slice_mut);
+        let (gain, _) = gain_bias.slice().split_at(width);
+        let (rows, block) = (x.len() / width, block(width));
+        let sum = |range: Range<usize>, sums: &mut [F]| {
+            let here = range.start * width..range.end * width;
+            let y = y.map(|y| &y[here.clone()]);
+            add_gradients(&x[here.clone()], mean, y, &dy[here], sums);
+        };
+        self.column_sums(rows, 2 * width, sum, |sums| {
+            let (along, plain) = sums.split_at_mut(width);
+            along.iter_mut().zip(var).for_each(|(along, &var)| *along *= rstd(var));
+            dgain_dbias.iter_mut().zip(along.iter().chain(&*plain)).for_each(|(d, &s)| *d += s);
+            let batch = F::from_f64(match whose {
+                Statistics::Batch => 1.0 / rows as f64,
+                Statistics::Running => 0.0,
+            });
+            along.iter_mut().zip(var).for_each(|(along, &var)| *along *= rstd(var) * batch);
+            plain.iter_mut().for_each(|plain| *plain *= batch);
+            let (along, plain) = (&*along, &*plain);
+            let work = |i: usize, dx: &mut [F], dresidual: Option<&mut [F]>| {
+                let here = i * block..i * block + dx.len();
+                let y = y.map(|y| &y[here.clone()]);
+                self.scratch(width, |scale| {
+                    scales(gain, var, scale);
+                    let means = (mean, along, plain);
+                    backward(&x[here.clone()], means, scale, y, &dy[here], dx, dresidual);
+                });
+            };
+            let dx = dx.par_chunks_mut(block).enumerate();
+            match &mut dresidual {
+                Some(dresidual) => dx
+                    .zip(dresidual.par_chunks_mut(block))
+                    .for_each(|((i, dx), dresidual)| work(i, dx, Some(dresidual))),
+                None => dx.for_each(|(i, dx)| work(i, dx, None)),
+            }
+        });
+        Ok(())
+    }
+
+    fn batchnorm_observe(
+        &self,
+        rows: usize,
+        stats: &BatchNormStats<Self>,
+        observed: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        let (mean, var) = observed.slice_mut().split_at_mut(stats.mean.len());
+        let unbiased = F::from_f64(rows as f64 / (rows.max(2) - 1) as f64);
+        mean.iter_mut().zip(&stats.mean).for_each(|(to, &mean)| *to += mean);
+        var.iter_mut().zip(&stats.var).for_each(|(to, &var)| *to += var * unbiased);
+        Ok(())
+    }
+
+    fn batchnorm_update_running(
+        &self,
+        observed: View<'_, Self, F>,
+        passes: usize,
+        norm: View<'_, Self, F>,
+        weights: &mut Vec<F>,
+        running: Slot,
+    ) -> Result<()> {
+        if !norm.slice()[0].to_f64().is_finite() {
+            return Ok(());
+        }
+        let (share, momentum) = (F::from_f64(1.0 / passes as f64), F::from_f64(MOMENTUM));
+        for (running, &sum) in weights[running.range()].iter_mut().zip(observed.slice()) {
+            *running += momentum * (sum * share - *running);
+        }
+        Ok(())
+    }
+}
+
+impl<F: CpuFloat> Cpu<F> {
+    /// Hands to `work` the sums, `len` of them, to which `add(rows, sums)` adds what some rows have:
+    /// groups of rows to the sum of their part, parts to the whole, always in order.
+    fn column_sums(
+        &self,
+        rows: usize,
+        len: usize,
+        add: impl Fn(Range<usize>, &mut [F]) + Sync,
+        work: impl FnOnce(&mut [F]) + Send,
+    ) {
+        let part = rows.div_ceil(PARTS).next_multiple_of(GROUP);
+        let mut room = self.inner.partials.lock().expect("no thread panics in a sum");
+        let parts = grown(&mut room, rows.div_ceil(part) * len);
+        let plus = |to: &mut [F], sums: &[F]| {
+            to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
+        };
+        self.run(|| {
+            parts.par_chunks_exact_mut(len).enumerate().for_each(|(i, total)| {
+                total.fill(F::ZERO);
+                self.scratch(len, |sums| {
+                    let end = rows.min((i + 1) * part);
+                    for start in (i * part..end).step_by(GROUP) {
+                        sums.fill(F::ZERO);
+                        add(start..end.min(start + GROUP), sums);
+                        plus(total, sums);
+                    }
+                });
+            });
+            let (total, rest) = parts.split_at_mut(len);
+            rest.chunks_exact(len).for_each(|part| plus(total, part));
+            work(total);
+        });
+    }
+}
+
+/// Elements of a task: whole rows.
+fn block(width: usize) -> usize {
+    (BLOCK / width).max(1) * width
+}
+
+/// `1 / sqrt(var + ε)`.
+#[inline(always)]
+fn rstd<F: CpuFloat>(var: F) -> F {
+    F::ONE / (var + F::from_f64(EPS)).sqrt()
+}
+
+vectorised! {
+    /// `gain / sqrt(var + ε)`.
+    fn scales<F: CpuFloat>(gain: &[F], var: &[F], scale: &mut [F]) {
+        for ((scale, &gain), &var) in scale.iter_mut().zip(gain).zip(var) {
+            *scale = gain * rstd(var);
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the rows of `x`.
+    fn add_rows<F: CpuFloat>(x: &[F], sums: &mut [F]) {
+        for x in x.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x);
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the squared deviations of the rows of `x`.
+    fn add_squares<F: CpuFloat>(x: &[F], mean: &[F], sums: &mut [F]) {
+        for x in x.chunks_exact(sums.len()) {
+            for ((sum, &x), &mean) in sums.iter_mut().zip(x).zip(mean) {
+                *sum += (x - mean) * (x - mean);
+            }
+        }
+    }
+}
+
+/// What the rectifier lets through of `dy`; NaN is not 0 or below.
+#[inline(always)]
+fn through<F: CpuFloat>(y: F, dy: F) -> F {
+    if y <= F::ZERO { F::ZERO } else { dy }
+}
+
+vectorised! {
+    /// Adds `Σ g·(x − mean)` to the first half of the sums, `Σ g` to the second.
+    fn add_gradients<F: CpuFloat>(x: &[F], mean: &[F], y: Option<&[F]>, dy: &[F], sums: &mut [F]) {
+        let width = mean.len();
+        let (along, plain) = sums.split_at_mut(width);
+        for (row, (x, dy)) in x.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
+            let y = y.map(|y| &y[row * width..][..width]);
+            for c in 0..width {
+                let g = y.map_or(dy[c], |y| through(y[c], dy[c]));
+                along[c] += g * (x[c] - mean[c]);
+                plain[c] += g;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Whole rows of the forward; `scale` is `gain / sqrt(var + ε)`.
+    fn forward<F: CpuFloat>(
+        x: &[F],
+        mean: &[F],
+        scale: &[F],
+        bias: &[F],
+        residual: Option<&[F]>,
+        relu: bool,
+        y: &mut [F],
+    ) {
+        let width = mean.len();
+        for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+            for ((((y, &x), &mean), &scale), &bias) in
+                y.iter_mut().zip(x).zip(mean).zip(scale).zip(bias)
+            {
+                *y = (x - mean) * scale + bias;
+            }
+            if let Some(residual) = residual {
+                y.iter_mut().zip(&residual[row * width..]).for_each(|(y, &r)| *y += r);
+            }
+            if relu {
+                y.iter_mut().for_each(|y| *y = if *y < F::ZERO { F::ZERO } else { *y });
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Whole rows of the backward: `dx = scale · (g − plain − (x − mean)·along)`.
+    fn backward<F: CpuFloat>(
+        x: &[F],
+        means: (&[F], &[F], &[F]),
+        scale: &[F],
+        y: Option<&[F]>,
+        dy: &[F],
+        dx: &mut [F],
+        dresidual: Option<&mut [F]>,
+    ) {
+        let ((mean, along, plain), width) = (means, scale.len());
+        if let Some(dresidual) = dresidual {
+            match y {
+                None => dresidual.copy_from_slice(dy),
+                Some(y) => {
+                    for ((to, &y), &dy) in dresidual.iter_mut().zip(y).zip(dy) {
+                        *to = through(y, dy);
+                    }
+                }
+            }
+        }
+        for (row, dx) in dx.chunks_exact_mut(width).enumerate() {
+            let (x, dy) = (&x[row * width..][..width], &dy[row * width..][..width]);
+            let y = y.map(|y| &y[row * width..][..width]);
+            for c in 0..width {
+                let g = y.map_or(dy[c], |y| through(y[c], dy[c]));
+                dx[c] = scale[c] * (g - plain[c] - (x[c] - mean[c]) * along[c]);
+            }
+        }
+    }
+}
