@@ -1,4 +1,4 @@
-//! Speed of every operation, at the shapes of ViT-B/32 and its text tower.
+//! Speed of every operation, at the shapes of ViT-B/32 and its text tower, and of ResNet-50.
 //!
 //! `cargo bench --bench ops -- [--quick] [--device cpu|cuda|sim] [--kernels auto|...]
 //! [--only pool|loss|rest] [--json FILE] [threads]`. One line an operation: median and least time,
@@ -10,6 +10,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "ops/resnet.rs"]
+mod resnet;
 #[path = "ops/similarity.rs"]
 mod similarity;
 #[path = "ops/towers.rs"]
@@ -121,6 +123,12 @@ pub struct Shapes {
     captions: [usize; 4],
     /// Images, side, side of a patch, width.
     images: [usize; 4],
+    /// Images, side, channels.
+    batchnorms: &'static [[usize; 3]],
+    /// Images, side, channels.
+    avg_pool: [usize; 3],
+    /// Images, tokens of each, heads, width of a head.
+    attention_pool: [usize; 4],
     /// Pairs, width.
     embeddings: [usize; 2],
     parameters: usize,
@@ -139,6 +147,9 @@ impl Shapes {
         pools: &[[67, 515, 33]],
         captions: [5, 7, 131, 19],
         images: [3, 12, 4, 19],
+        batchnorms: &[[3, 13, 19], [1, 9, 72]],
+        avg_pool: [3, 6, 19],
+        attention_pool: [3, 7, 3, 11],
         embeddings: [67, 33],
         parameters: 33_333,
     };
@@ -161,6 +172,9 @@ impl Shapes {
         pools: &[[32, 16_384, 512]],
         captions: [32, 20, 49_408, 512],
         images: [32, 224, 32, 768],
+        batchnorms: &[[32, 56, 64]],
+        avg_pool: [32, 56, 64],
+        attention_pool: [32, 50, 32, 64],
         embeddings: [1024, 512],
         parameters: 1 << 24,
     };
@@ -200,6 +214,10 @@ impl Shapes {
         pools: &[[512, 20_000, 1024], [4096, 100_000, 1024], [32_768, 1_000_000, 512]],
         captions: [1024, 14, 49_408, 512],
         images: [1024, 224, 32, 768],
+        // the first of the stem, the last of the first stage, and the last
+        batchnorms: &[[256, 112, 32], [256, 56, 256], [1024, 7, 2048]],
+        avg_pool: [256, 56, 256],
+        attention_pool: [1024, 50, 32, 64],
         embeddings: [32_768, 512],
         // rounded up as a table of parameters is
         parameters: 151_277_376,
@@ -240,6 +258,11 @@ pub fn each<D: Backend>(
     }
     group(towers::embeddings(device, shapes.captions)?);
     group(towers::patches(device, shapes.images)?);
+    for &shape in shapes.batchnorms {
+        group(resnet::batchnorms(device, shape)?);
+    }
+    group(resnet::avg_pools(device, shapes.avg_pool)?);
+    group(resnet::attention_pools(device, shapes.attention_pool)?);
     group(training::lengths_and_rows(device, shapes.embeddings)?);
     group(training::updates(device, shapes.parameters)?);
     Ok(())

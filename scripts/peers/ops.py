@@ -28,6 +28,9 @@ GPU = {
     "pools": [(512, 20_000, 1024), (4096, 100_000, 1024)],
     "captions": (1024, 14, 49_408, 512),
     "images": (1024, 224, 32, 768),
+    "batchnorms": [(256, 112, 32), (256, 56, 256), (1024, 7, 2048)],
+    "avg_pool": (256, 56, 256),
+    "attention_pool": (1024, 50, 32, 64),
     "embeddings": (32_768, 512),
     "parameters": 151_277_376,
     "product": 8192,
@@ -40,6 +43,9 @@ TINY = {
     "pools": [(67, 515, 33)],
     "captions": (5, 7, 131, 19),
     "images": (3, 12, 4, 19),
+    "batchnorms": [(3, 13, 19), (1, 9, 72)],
+    "avg_pool": (3, 6, 19),
+    "attention_pool": (3, 7, 3, 11),
     "embeddings": (67, 33),
     "parameters": 33_333,
     "product": 192,
@@ -63,7 +69,7 @@ class Maker:
 def run(table, arguments):
     """Every operation but matching and the loss, which have files of their own."""
     shapes, make = (TINY if arguments.tiny else GPU), Maker(arguments.device)
-    for part in [products, norms, attentions, inserts, tables, pictures, parameters]:
+    for part in [products, norms, attentions, inserts, tables, pictures, resnets, parameters]:
         part(table, shapes, make)
 
 
@@ -180,6 +186,45 @@ def pictures(table, shapes, make):
     for peer, call in table.variants(embed):
         body = lambda: lambda: torch.autograd.grad(call(*inputs), inputs, grad)
         table.add(f"patch_embedding tokens {images}x{grid * grid + 1}", peer, body)
+
+
+def resnets(table, shapes, make):
+    """What CLIP's ResNet needs beside its convolutions; pictures lie channels last."""
+    functional = torch.nn.functional
+    last = lambda images, side, width: make(images, side, side, width).permute(0, 3, 1, 2)
+    for images, side, width in shapes["batchnorms"]:
+        single = lambda: make(width, dtype=torch.float32)
+        gain, bias, mean, var = single(), single(), single(), single().abs()
+        normalise = lambda x, gain, bias: functional.batch_norm(x, mean, var, gain, bias, True)
+        plain = lambda x, gain, bias: functional.relu(normalise(x, gain, bias))
+        added = lambda x, gain, bias, more: functional.relu(normalise(x, gain, bias) + more)
+        inputs, size = [last(images, side, width), gain, bias], f"{images * side**2}x{width}"
+        for kind, function, more in [("", plain, 0), (" residual", added, 1)]:
+            names = [f"batchnorm {part}{kind} {size}" for part in ("forward", "backward")]
+            every = inputs + [last(images, side, width)] * more
+            table.both(names, function, every, last(images, side, width))
+
+    images, side, width = shapes["avg_pool"]
+    names = [f"avg_pool2d {part} {images}x{side}x{width}" for part in ("forward", "backward")]
+    pool = lambda x: functional.avg_pool2d(x, 2)
+    table.both(names, pool, [last(images, side, width)], last(images, side // 2, width))
+
+    images, tokens, heads, dim = shapes["attention_pool"]
+    size, grad = f"{images}x{tokens}x{heads * dim}", make(images, heads, 1, dim)
+    names = [f"attention_pool {part} {size}" for part in ("forward", "backward")]
+    rows = lambda count: make(images, count, heads, dim).transpose(1, 2).detach()
+    attend = functional.scaled_dot_product_attention
+    table.both(names, attend, [rows(1), rows(tokens), rows(tokens)], grad)
+
+    def embed(pixels, places):
+        return torch.cat([pixels.mean(1, keepdim=True), pixels], 1) + places
+
+    inputs = [make(images, tokens - 1, heads * dim), make(tokens, heads * dim)]
+    inputs = [tensor.requires_grad_(True) for tensor in inputs]
+    grad = make(images, tokens, heads * dim)
+    for peer, call in table.variants(embed):
+        body = lambda: lambda: torch.autograd.grad(call(*inputs), inputs, grad)
+        table.add(f"attention_pool tokens {size}", peer, body)
 
 
 def parameters(table, shapes, make):

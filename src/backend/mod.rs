@@ -38,6 +38,9 @@ pub trait Backend:
     Device
     + ops::adamw::AdamW
     + ops::attention::Attention
+    + ops::attention_pool::AttentionPool
+    + ops::avg_pool2d::AvgPool2d
+    + ops::batchnorm::BatchNorm
     + ops::contrastive::Contrastive
     + ops::embedding::Embedding
     + ops::gelu::GeluOp
@@ -55,6 +58,9 @@ impl<D> Backend for D where
     D: Device
         + ops::adamw::AdamW
         + ops::attention::Attention
+        + ops::attention_pool::AttentionPool
+        + ops::avg_pool2d::AvgPool2d
+        + ops::batchnorm::BatchNorm
         + ops::contrastive::Contrastive
         + ops::embedding::Embedding
         + ops::gelu::GeluOp

@@ -8,6 +8,9 @@
 
 mod adamw;
 mod attention;
+mod attention_pool;
+mod avg_pool2d;
+mod batchnorm;
 mod cast;
 mod contrastive;
 mod embedding;
