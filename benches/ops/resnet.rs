@@ -112,7 +112,7 @@ pub fn attention_pools<D: Backend>(
     let (query, keys, values) = (acts(device, short)?, acts(device, len)?, acts(device, len)?);
     let (out, dout) = (acts(device, short)?, acts(device, short)?);
     // as long sums of equal weights have it, so that no weight is infinite
-    let lse = filled(device, (tokens as f64).ln() as f32, images * heads)?;
+    let lse = filled(device, (tokens as f64).ln(), images * heads)?;
     let (mut dquery, mut dkeys) = (acts(device, short)?, acts(device, len)?);
     let mut dvalues = acts(device, len)?;
     let backward = bench::<D>(&title("backward"), passes(4.0), move |run| {

@@ -1,6 +1,8 @@
 //! A device as unhelpful as one may be: it works only when it is waited for, copies ahead as early
 //! or as late as it may, forgets records, and plays those that it has without asking.
 
+mod resnet;
+
 use roclip::Result;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::adamw::AdamW;
