@@ -75,10 +75,9 @@ __global__ void __launch_bounds__(THREADS) conv2d_pack_kernel(Product p) {
 
 // --------------------------------------------------------------------------------------- products
 
-// Bit t: whether tap t of pixel p is inside its picture.
-__device__ __forceinline__ uint32_t taps_inside(const Product& p, int64_t pixel, int pixels) {
-    if (pixel >= pixels) return 0;
-    const int i = int(pixel), x = i % p.width, y = i / p.width % p.height;
+// Bit t: whether tap t of the pixel is inside its picture.
+__device__ __forceinline__ uint32_t taps_inside(const Product& p, int pixel) {
+    const int x = pixel % p.width, y = pixel / p.width % p.height;
     const uint32_t row = (x > 0 ? 1 : 0) | 2 | (x + 1 < p.width ? 4 : 0);
     return (y > 0 ? row : 0) | row << 3 | (y + 1 < p.height ? row << 6 : 0);
 }
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(THREADS, COLS == 32 ? 2 : 1) conv2d_product_ke
     uint32_t inside[BLOCKS];
 #pragma unroll
     for (int i = 0; i < BLOCKS; ++i) {
-        inside[i] = taps_inside(p, row + warp_row + i * 16 + lane % 16, pixels);
+        inside[i] = taps_inside(p, int(row) + warp_row + i * 16 + lane % 16);
     }
 
     const int groups = (p.channels + DEPTH - 1) / DEPTH, steps = groups * TAPS;

@@ -6,12 +6,12 @@
 //           does not fit shared memory. Else the launcher refuses.
 // Launch    grid: tiles of OUT outputs and IN channels, parts of the pixels. A block has all nine
 //           taps of its tile, so that it reads every pixel once.
-// Mapping   each warp 32 outputs x 32 channels x the three taps of one row of the kernel, fragments
-//           of mma.m16n8k16; outputs are its rows, pixels its k.
+// Mapping   each warp OUT outputs x 1024 / OUT channels x the three taps of one row of the kernel,
+//           fragments of mma.m16n8k16; outputs are its rows, pixels its k.
 // Shared    STAGES x PIXELS pixels of dy; a ring of pixels of x, which holds those of the stages and
 //           width + 1 on either side; zeros. By cp.async, STAGES - 1 steps of PIXELS ahead. At the
 //           end the sums go through it, so that they are stored as they lie in memory.
-// Barriers  one a step, by all threads; two for every eighth of the sums.
+// Barriers  one a step, by all threads; two for every eight outputs of the sums.
 // Numerics  products exact, sums f32 over pixels in rising order.
 // Cost      18 operations a pixel, channel and output; a block reads 2 * (OUT + IN) bytes a pixel:
 //           with 64 x 64, 288 operations a byte from L2. Partial sums: 4 bytes * parts a weight.
@@ -23,13 +23,13 @@ namespace conv2d {
 namespace {
 
 constexpr int PIXELS = 32, STAGES = 4;
-constexpr int SPAN = 32;  // outputs, and channels, of a warp
 
 template <int OUT, int IN>
 struct Shape {
-    static constexpr int WARPS = OUT / SPAN * (IN / SPAN) * SIDE, THREADS = WARPS * WARP;
-    // Sums are stored a group of 8 outputs of each warp at a time.
-    static constexpr int ROWS = OUT / SPAN * 8, PITCH = IN * TAPS + 4;
+    static constexpr int SPAN = 1024 / OUT;  // channels of a warp: 96 sums a thread
+    static constexpr int THREADS = IN / SPAN * SIDE * WARP;
+    // Sums are stored eight outputs at a time.
+    static constexpr int ROWS = 8, PITCH = IN * TAPS + 4;
     static constexpr size_t ROOM = sizeof(float) * ROWS * PITCH;
 };
 
@@ -77,36 +77,32 @@ struct Where {
 };
 
 // A warp's sums: [tap of its row][16 outputs][8 channels][fragment of mma.m16n8].
-typedef float Sums[SIDE][SPAN / 16][SPAN / 8][4];
-
-// The part of a block that a warp multiplies.
-struct Part {
-    int tap_row, output, channel;  // within the tile
-};
+template <int OUT, int IN>
+using Sums = float[SIDE][OUT / 16][Shape<OUT, IN>::SPAN / 8][4];
 
 // sums += dy^T . x over the 16 pixels at `dy`; `row` is that of the lane's pixel in x, moved by the
 // first tap; bit t of `inside` says whether its tap t is in the picture.
-template <int OUT_CHUNKS, int IN_CHUNKS>
-__device__ __forceinline__ void multiply(Sums& sums, const bf16* dy, const bf16* x, int row,
-                                         int ring, const bf16* zeros, uint32_t inside,
-                                         const Part& part) {
+template <int OUT, int IN>
+__device__ __forceinline__ void multiply(Sums<OUT, IN>& sums, const bf16* dy, const bf16* x,
+                                         int row, int ring, const bf16* zeros, uint32_t inside,
+                                         int channel) {
     const int lane = threadIdx.x % WARP;
-    uint32_t a[SPAN / 16][4];
+    uint32_t a[OUT / 16][4];
 #pragma unroll
-    for (int i = 0; i < SPAN / 16; ++i) {
-        const int chunk = part.output / CHUNK + 2 * i + lane / 8 % 2;
-        ldmatrix_x4_trans(a[i], dy + place<OUT_CHUNKS>(lane % 8 + lane / 16 * 8, chunk));
+    for (int i = 0; i < OUT / 16; ++i) {
+        const int chunk = 2 * i + lane / 8 % 2;
+        ldmatrix_x4_trans(a[i], dy + place<OUT / CHUNK>(lane % 8 + lane / 16 * 8, chunk));
     }
 #pragma unroll
     for (int tap = 0; tap < SIDE; ++tap) {
 #pragma unroll
-        for (int j = 0; j < SPAN / 16; ++j) {
-            const int chunk = part.channel / CHUNK + 2 * j + lane / 16;
-            const int at = place<IN_CHUNKS>(row + tap & ring - 1, chunk);
+        for (int j = 0; j < Shape<OUT, IN>::SPAN / 16; ++j) {
+            const int chunk = channel / CHUNK + 2 * j + lane / 16;
+            const int at = place<IN / CHUNK>(row + tap & ring - 1, chunk);
             uint32_t b[4];
             ldmatrix_x4_trans(b, inside >> tap & 1 ? x + at : zeros + at % ZEROS);
 #pragma unroll
-            for (int i = 0; i < SPAN / 16; ++i) {
+            for (int i = 0; i < OUT / 16; ++i) {
                 mma_m16n8k16(sums[tap][i][2 * j], a[i], b[0], b[1]);
                 mma_m16n8k16(sums[tap][i][2 * j + 1], a[i], b[2], b[3]);
             }
@@ -114,34 +110,34 @@ __device__ __forceinline__ void multiply(Sums& sums, const bf16* dy, const bf16*
     }
 }
 
-// Stores the sums of all warps as this part's, eight outputs of every warp at a time.
+// Stores the sums of all warps as this part's, eight outputs at a time; `mine` is the warp's first
+// channel of the tile, and the first tap of its row.
 template <int OUT, int IN>
-__device__ __forceinline__ void store_sums(const Sums& sums, const Correlation& p, float* room,
-                                           int output, int channel, const Part& part) {
+__device__ __forceinline__ void store_sums(const Sums<OUT, IN>& sums, const Correlation& p,
+                                           float* room, int output, int channel, int2 mine) {
     typedef Shape<OUT, IN> S;
     const int lane = threadIdx.x % WARP;
     const int run = (p.channels - channel < IN ? p.channels - channel : IN) * TAPS;
-    float* const to = p.partial + int64_t(blockIdx.y) * p.outputs * p.channels * TAPS;
+    const int64_t line = int64_t(p.channels) * TAPS;
+    float* const to = p.partial + blockIdx.y * p.outputs * line + int64_t(channel) * TAPS;
+    float* const at = room + lane / 4 * S::PITCH + (mine.x + lane % 4 * 2) * TAPS + mine.y;
 #pragma unroll
-    for (int h = 0; h < SPAN / 8; ++h) {
+    for (int h = 0; h < OUT / S::ROWS; ++h) {
         __syncthreads();  // what was here is read
-        float* const mine = room + (part.output / SPAN * 8 + lane / 4) * S::PITCH +
-                            (part.channel + lane % 4 * 2) * TAPS + part.tap_row * SIDE;
 #pragma unroll
         for (int tap = 0; tap < SIDE; ++tap) {
 #pragma unroll
-            for (int j = 0; j < SPAN / 8; ++j) {
+            for (int j = 0; j < S::SPAN / 8; ++j) {
                 const float* const two = sums[tap][h / 2][j] + h % 2 * 2;
-                mine[j * 8 * TAPS + tap] = two[0];
-                mine[(j * 8 + 1) * TAPS + tap] = two[1];
+                at[j * 8 * TAPS + tap] = two[0];
+                at[(j * 8 + 1) * TAPS + tap] = two[1];
             }
         }
         __syncthreads();
         for (int i = threadIdx.x * 4; i < S::ROWS * run; i += S::THREADS * 4) {
-            const int row = i / run, o = output + row / 8 * SPAN + h * 8 + row % 8;
-            if (o >= p.outputs) continue;
-            store(to + (int64_t(o) * p.channels + channel) * TAPS + i % run,
-                  load<4>(room + row * S::PITCH + i % run));
+            const int o = output + h * S::ROWS + i / run;
+            if (o >= p.outputs) break;
+            store(to + o * line + i % run, load<4>(room + i / run * S::PITCH + i % run));
         }
     }
 }
@@ -149,7 +145,6 @@ __device__ __forceinline__ void store_sums(const Sums& sums, const Correlation& 
 template <int OUT, int IN>
 __global__ void __launch_bounds__(Shape<OUT, IN>::THREADS) conv2d_weight_kernel(Args args) {
     typedef Shape<OUT, IN> S;
-    constexpr int OUT_CHUNKS = OUT / CHUNK, IN_CHUNKS = IN / CHUNK;
     const Correlation& p = args.p;
     DYNAMIC_SHARED(shared);
     bf16* const zeros = reinterpret_cast<bf16*>(shared);
@@ -159,22 +154,21 @@ __global__ void __launch_bounds__(Shape<OUT, IN>::THREADS) conv2d_weight_kernel(
     const int tiles = (p.channels + IN - 1) / IN;
     const int channel = int(blockIdx.x % tiles) * IN, output = int(blockIdx.x / tiles) * OUT;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const Part part = {warp % SIDE, warp / SIDE / (IN / SPAN) * SPAN,
-                       warp / SIDE % (IN / SPAN) * SPAN};
+    const int tap_row = warp % SIDE, warp_channel = warp / SIDE * S::SPAN;
 
     const int64_t all = (int64_t(pixels) + PIXELS - 1) / PIXELS;
     const int64_t first = all * blockIdx.y / gridDim.y * PIXELS;
     const int steps = int(all * (blockIdx.y + 1) / gridDim.y - first / PIXELS);
     const int lead = lead_of(p.width);
     const auto fetch_x = [&](int step) {
-        fetch<IN_CHUNKS, S::THREADS>(xs, p.x, first - p.width - 1 + int64_t(step) * PIXELS, pixels,
-                                     channel, p.channels, step * PIXELS, ring);
+        fetch<IN / CHUNK, S::THREADS>(xs, p.x, first - p.width - 1 + int64_t(step) * PIXELS, pixels,
+                                      channel, p.channels, step * PIXELS, ring);
     };
     const auto fetch_next = [&](int step) {
         if (step < steps) {
             fetch_x(step + lead);
-            fetch<OUT_CHUNKS, S::THREADS>(dys, p.dy, first + int64_t(step) * PIXELS, pixels, output,
-                                          p.outputs, step * PIXELS, STAGES * PIXELS);
+            fetch<OUT / CHUNK, S::THREADS>(dys, p.dy, first + int64_t(step) * PIXELS, pixels,
+                                           output, p.outputs, step * PIXELS, STAGES * PIXELS);
         }
         cp_async_commit();  // an empty group keeps the count of groups
     };
@@ -183,9 +177,9 @@ __global__ void __launch_bounds__(Shape<OUT, IN>::THREADS) conv2d_weight_kernel(
     for (int step = 0; step < STAGES - 1; ++step) fetch_next(step);
 
     // The lane's pixel, as ldmatrix wants it of the lanes.
-    int pixel = int(first) + lane % 16;
+    const int pixel = int(first) + lane % 16;
     Where where = {pixel % p.width, pixel / p.width % p.height};
-    Sums sums = {};
+    Sums<OUT, IN> sums = {};
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<STAGES - 2>();
@@ -193,18 +187,18 @@ __global__ void __launch_bounds__(Shape<OUT, IN>::THREADS) conv2d_weight_kernel(
         fetch_next(step + STAGES - 1);
 #pragma unroll
         for (int k = 0; k < PIXELS; k += 16) {
-            const int y = where.y + part.tap_row - 1;
+            const int y = where.y + tap_row - 1;
             uint32_t inside = (where.x > 0 ? 1 : 0) | 2 | (where.x + 1 < p.width ? 4 : 0);
-            if (y < 0 || y >= p.height || pixel >= pixels) inside = 0;
-            const int row = step * PIXELS + k + lane % 16 + part.tap_row * p.width;
+            if (y < 0 || y >= p.height) inside = 0;  // beyond the pixels dy is zero
+            const int row = step * PIXELS + k + lane % 16 + tap_row * p.width;
             const bf16* const dy = dys + (step % STAGES * PIXELS + k) * OUT;
-            multiply<OUT_CHUNKS, IN_CHUNKS>(sums, dy, xs, row, ring, zeros, inside, part);
+            multiply<OUT, IN>(sums, dy, xs, row, ring, zeros, inside, warp_channel);
             where.next(p);
-            pixel += 16;
         }
     }
     cp_async_wait<0>();
-    store_sums<OUT, IN>(sums, p, reinterpret_cast<float*>(shared), output, channel, part);
+    const int2 mine = {warp_channel, tap_row * SIDE};
+    store_sums<OUT, IN>(sums, p, reinterpret_cast<float*>(shared), output, channel, mine);
 }
 
 template <int OUT, int IN>

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What the Hopper kernels of `pool` and `contrastive` should take on one H200: arithmetic.
+"""What the Hopper kernels of `pool` and `contrastive`, and every GPU's of `conv2d`, should take on
+one H200: arithmetic.
 
     kernel_model.py [--clock GHZ] [--rate TFLOPS] [FOLDER]
 
@@ -27,6 +28,12 @@ CLUSTERS = SMS // CLUSTER
 GROUPS, MAX_BANDS = STRIPS // (CLUSTER * 8), 64
 PART, LEFT = 16, 130  # of the search in 8 bits: the part, the candidates of a query; simulated
 BLOCK, OPERAND = 8192, 4 << 20  # rows and columns of weights at most; elements of the columns
+
+# The 3 x 3 convolutions of ResNet-50: how many; images, side, channels in and out.
+CONVOLUTIONS = [(1, 256, 112, 32, 32), (1, 256, 112, 32, 64), (3, 256, 56, 64, 64),
+                (1, 256, 56, 128, 128), (3, 256, 28, 128, 128), (1, 256, 28, 256, 256),
+                (5, 256, 14, 256, 256), (1, 256, 14, 512, 512), (2, 256, 7, 512, 512)]
+WARP_PRODUCTS = 0.62  # of the tensor cores' rate that a warp's products (mma.sync) reach; published
 
 # Cycles in which a warpgroup looks at its 64 x 256 products, counted by hand from the pipe that is
 # busiest: maxima 64 a cycle, exponentials 16, conversions 64; all instructions 128.
@@ -188,6 +195,51 @@ def cases(model):
         yield f"contrastive both rows {size}", "auto", flop, 3 * unit, *rows
 
 
+def convolution(images, side, inputs, outputs, part):
+    """Cause -> cycles of the busiest multiprocessor, and seconds beside them; conv2d_products.cu,
+    conv2d_weights.cu."""
+    pixels, small = images * side * side, lambda channels: 32 if channels <= 32 else 64
+    if part == "dw":
+        out, into = (32, 32) if max(inputs, outputs) <= 32 else (64, small(inputs))
+        tiles = ceil(outputs, out) * ceil(inputs, into)
+        parts = min(max(1, 256 // tiles), ceil(pixels, 512))
+        blocks, resident, steps = tiles * parts, 1 if into == 64 else 2, ceil(pixels, 32 * parts)
+        flop, warps = 18 * 32 * out * into, into * out // 1024 * 3
+        shared = warps * 2 * (out + 3 * 1024 // out) * 32 + 32 * (out + into) * 2
+        beside = parts * inputs * outputs * 9 * 4 * 2 / MEMORY
+    else:
+        inputs, outputs = (outputs, inputs) if part == "dx" else (inputs, outputs)
+        cols = 128 if outputs > 64 else small(outputs)
+        rows, wide = (256, 64) if cols == 128 else (512, cols)
+        blocks, resident = ceil(pixels, rows) * ceil(outputs, cols), 2 if cols == 32 else 1
+        steps, flop = 9 * ceil(inputs, 32), 2 * rows * cols * 32
+        shared = 8 * 2 * (64 + wide) * 32 + cols * 64 + (rows + 2 * side + 2) * 64 // 9
+        beside = 0
+    products = steps * flop / (FLOP["bf16"] * WARP_PRODUCTS)
+    reads = steps * shared / 128
+    waves = ceil(blocks, SMS * resident) * resident
+    least = 18 * pixels * inputs * outputs / (SMS * FLOP["bf16"] * WARP_PRODUCTS)
+    traffic = (2 * pixels * (inputs + outputs) + 18 * inputs * outputs) / MEMORY
+    return least, waves * products - least, waves * max(0, reads - products), beside, traffic
+
+
+def convolutions(clock):
+    print("\n| convolution | products, ms | memory, ms | forward: ms, TFLOP/s | dx | dw "
+          "| dw's parts, ms |\n|---|---|---|---|---|---|---|")
+    step = 0
+    for times, *shape in CONVOLUTIONS:
+        images, side, inputs, outputs = shape
+        flop, cells = 18 * images * side**2 * inputs * outputs, []
+        for part in ["forward", "dx", "dw"]:
+            least, uneven, reads, beside, traffic = convolution(*shape, part)
+            total = max((least + uneven + reads) / clock, traffic) + beside + 2 * LAUNCH
+            step += times * total
+            cells.append(f"{total * 1e3:.3f}, {flop / total / 1e12:.0f}")
+        print(f"| conv2d {images}x{side}x{side} {inputs}x{outputs} | {least / clock * 1e3:.3f} "
+              f"| {traffic * 1e3:.3f} | {' | '.join(cells)} | {beside * 1e3:.3f} |")
+    print(f"\nAll of ResNet-50's, forward and backward: {step * 1e3:.1f} ms.")
+
+
 def measured(folder, name, kernels):
     import gpu_table
 
@@ -220,6 +272,7 @@ def main():
             time = measured(arguments.folder, name, kernels)
             cells.append(f"{time:.3f}" if time else "")
         print("| " + " | ".join(cells) + " |")
+    convolutions(model.clock)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import torch
 
+from . import convolutions
+
 HEAD = 64
 
 # What `benches/ops.rs` calls Shapes::GPU and Shapes::QUICK; names must be the same there.
@@ -71,6 +73,7 @@ def run(table, arguments):
     shapes, make = (TINY if arguments.tiny else GPU), Maker(arguments.device)
     for part in [products, norms, attentions, inserts, tables, pictures, resnets, parameters]:
         part(table, shapes, make)
+    convolutions.run(table, arguments.tiny, make)
 
 
 def products(table, shapes, make):
