@@ -10,6 +10,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "ops/convolutions.rs"]
+mod convolutions;
 #[path = "ops/resnet.rs"]
 mod resnet;
 #[path = "ops/similarity.rs"]
@@ -123,6 +125,10 @@ pub struct Shapes {
     captions: [usize; 4],
     /// Images, side, side of a patch, width.
     images: [usize; 4],
+    /// Images, side, channels in and out.
+    convolutions: &'static [[usize; 4]],
+    /// Images, side, channels out.
+    of_pictures: [usize; 3],
     /// Images, side, channels.
     batchnorms: &'static [[usize; 3]],
     /// Images, side, channels.
@@ -147,6 +153,8 @@ impl Shapes {
         pools: &[[67, 515, 33]],
         captions: [5, 7, 131, 19],
         images: [3, 12, 4, 19],
+        convolutions: &[[3, 9, 24, 40]],
+        of_pictures: [3, 20, 8],
         batchnorms: &[[3, 13, 19], [1, 9, 72]],
         avg_pool: [3, 6, 19],
         attention_pool: [3, 7, 3, 11],
@@ -172,6 +180,8 @@ impl Shapes {
         pools: &[[32, 16_384, 512]],
         captions: [32, 20, 49_408, 512],
         images: [32, 224, 32, 768],
+        convolutions: &[[8, 56, 64, 64], [8, 14, 256, 256]],
+        of_pictures: [8, 224, 32],
         batchnorms: &[[32, 56, 64]],
         avg_pool: [32, 56, 64],
         attention_pool: [32, 50, 32, 64],
@@ -214,6 +224,19 @@ impl Shapes {
         pools: &[[512, 20_000, 1024], [4096, 100_000, 1024], [32_768, 1_000_000, 512]],
         captions: [1024, 14, 49_408, 512],
         images: [1024, 224, 32, 768],
+        // the stem; of each stage the first block's, where it is larger, and the others'
+        convolutions: &[
+            [256, 112, 32, 32],
+            [256, 112, 32, 64],
+            [256, 56, 64, 64],
+            [256, 56, 128, 128],
+            [256, 28, 128, 128],
+            [256, 28, 256, 256],
+            [256, 14, 256, 256],
+            [256, 14, 512, 512],
+            [256, 7, 512, 512],
+        ],
+        of_pictures: [256, 224, 32],
         // the first of the stem, the last of the first stage, and the last
         batchnorms: &[[256, 112, 32], [256, 56, 256], [1024, 7, 2048]],
         avg_pool: [256, 56, 256],
@@ -258,6 +281,10 @@ pub fn each<D: Backend>(
     }
     group(towers::embeddings(device, shapes.captions)?);
     group(towers::patches(device, shapes.images)?);
+    for &shape in shapes.convolutions {
+        group(convolutions::convolutions(device, shape)?);
+    }
+    group(convolutions::of_pictures(device, shapes.of_pictures)?);
     for &shape in shapes.batchnorms {
         group(resnet::batchnorms(device, shape)?);
     }

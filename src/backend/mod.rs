@@ -42,6 +42,7 @@ pub trait Backend:
     + ops::avg_pool2d::AvgPool2d
     + ops::batchnorm::BatchNorm
     + ops::contrastive::Contrastive
+    + ops::conv2d::Conv2d
     + ops::embedding::Embedding
     + ops::gelu::GeluOp
     + ops::grad_norm::GradNorm
@@ -62,6 +63,7 @@ impl<D> Backend for D where
         + ops::avg_pool2d::AvgPool2d
         + ops::batchnorm::BatchNorm
         + ops::contrastive::Contrastive
+        + ops::conv2d::Conv2d
         + ops::embedding::Embedding
         + ops::gelu::GeluOp
         + ops::grad_norm::GradNorm

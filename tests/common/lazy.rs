@@ -311,6 +311,8 @@ macro_rules! later {
     };
 }
 
+mod convolutions;
+
 later! { AdamW:
     adamw(rates: read f32, group: read u32, grads: read f32, norm: read f32, weights: weights f32,
           exp_avg: write f32, exp_avg_sq: write f32);
