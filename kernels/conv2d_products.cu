@@ -8,10 +8,10 @@
 // Launch    blocks of THREADS; a block has ROWS pixels and COLS outputs, those of one run of pixels
 //           follow each other, so that the run is in L2.
 // Mapping   each warp 64 pixels x WARP_COLS outputs, fragments of mma.m16n8k16.
-// Shared    STAGES x COLS rows of weights of one tap, by cp.async STAGES - 1 taps ahead; two runs of
+// Shared    STAGES x COLS rows of weights of one tap, by cp.async STAGES - 1 ahead; two runs of
 //           ROWS + 2 * width + 2 pixels, the next DEPTH channels coming in during nine taps; zeros.
 // Barriers  one per tap, by all threads.
-// Numerics  products exact, sums f32 over groups of DEPTH channels, in each over taps; one rounding.
+// Numerics  products exact, sums f32 over DEPTH channels, in each over taps; rounded once.
 // Cost      18 operations a pixel, channel and output. A block reads (ROWS + 2 * width + 2) * 64
 //           bytes of pixels and 9 * COLS * 64 of weights for 18 * ROWS * COLS * 32 operations: at
 //           256 x 128 and a width of 28 some 200 operations a byte from L2.
@@ -113,7 +113,7 @@ __device__ __forceinline__ void fetch_weights(bf16* to, const Product& p, int st
 template <int COLS>
 using Tile = float[BLOCKS][Shape<COLS>::WARP_COLS / 8][4];
 
-// tile += run . weights^T at one tap, over `depth` channels at most DEPTH. `row` is the lane's first
+// tile += run . weights^T at one tap, over `depth` channels or DEPTH. `row` is the lane's first
 // pixel in the run, moved by the tap; bit i of `inside` says whether its i-th is in the picture.
 template <int COLS>
 __device__ __forceinline__ void multiply(Tile<COLS>& tile, const bf16* run, const bf16* zeros,

@@ -8,7 +8,7 @@
 //           taps of its tile, so that it reads every pixel once.
 // Mapping   each warp OUT outputs x 1024 / OUT channels x the three taps of one row of the kernel,
 //           fragments of mma.m16n8k16; outputs are its rows, pixels its k.
-// Shared    STAGES x PIXELS pixels of dy; a ring of pixels of x, which holds those of the stages and
+// Shared    STAGES x PIXELS pixels of dy; a ring of pixels of x, with those of the stages and
 //           width + 1 on either side; zeros. By cp.async, STAGES - 1 steps of PIXELS ahead. At the
 //           end the sums go through it, so that they are stored as they lie in memory.
 // Barriers  one a step, by all threads; two for every eight outputs of the sums.

@@ -40,7 +40,7 @@ pub fn convolutions<D: Backend>(
     Ok(vec![forward, input, weight])
 }
 
-/// The stem's first one, of pictures, and its gradient: bytes, as 27 products for an output are few.
+/// The stem's first one, of pictures, and its gradient: bytes, as 27 products an output are few.
 pub fn of_pictures<D: Backend>(
     device: &D,
     [images, side, outputs]: [usize; 3],

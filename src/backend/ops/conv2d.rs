@@ -108,8 +108,8 @@ pub trait Conv2d: Device {
     ) -> Result<()>;
 }
 
-/// `y[n, i, j, o] = Σ W[o, c, a, b] · x[n, s·i + a − 1, s·j + b − 1, c]` over `c`, `a` and `b`, with
-/// zeros outside the picture; `s` is the stride. `18·N·H'·W'·C·O` operations.
+/// `y[n, i, j, o] = Σ W[o, c, a, b] · x[n, s·i + a − 1, s·j + b − 1, c]` over `c`, `a` and `b`,
+/// with zeros outside the picture; `s` is the stride. `18·N·H'·W'·C·O` operations.
 ///
 /// | name | shape                         | dtype   |
 /// |------|-------------------------------|---------|
