@@ -14,7 +14,8 @@ use clap::Parser;
 use common::{Clock, Flags, Kind, Work};
 use roclip::Result;
 use roclip::backend::{Backend, Solo};
-use roclip::encode::{self, Clip, ClipConfig, Keep};
+use roclip::encode::config::{ResNetConfig, VitConfig};
+use roclip::encode::{self, Clip, ClipConfig, Keep, VisionConfig};
 use roclip::flow::{Batch, PackedTokens, SampleId};
 use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
@@ -124,29 +125,61 @@ impl Arguments {
     }
 }
 
-/// Operations of the matrix products of a step.
+/// Operations of a linear map.
+fn linear(rows: usize, inputs: usize, outputs: usize) -> f64 {
+    2.0 * (rows * inputs * outputs) as f64
+}
+
+/// Operations of one residual block on a sequence, forward and backward.
+fn block(tokens: usize, width: usize, hidden: usize, causal: f64) -> f64 {
+    let linears = linear(tokens, width, 4 * width) + 2.0 * linear(tokens, width, hidden);
+    3.0 * linears + causal * 7.0 * 2.0 * (tokens * tokens * width) as f64
+}
+
+/// Operations of the matrix products of a step, convolutions among them.
 ///
 /// A linear map costs `2·rows·inputs·outputs` forward and twice that backward. Attention is two
 /// products of `2·T²·C` forward and five backward, which recomputes the scores; a causal mask
-/// halves them. The patch embedding has no gradient by its input.
+/// halves them. Pictures take no gradient.
 fn flop(config: &ClipConfig, captions: &PackedTokens) -> f64 {
-    let (vision, text) = (&config.vision_cfg, &config.text_cfg);
-    let patches = (vision.image_size / vision.patch_size).pow(2);
-    let pixels = 3 * vision.patch_size.pow(2);
-    let linear =
-        |rows: usize, inputs: usize, outputs: usize| 2.0 * (rows * inputs * outputs) as f64;
-    let block = |tokens: usize, width: usize, hidden: usize, causal: f64| {
-        let linears = linear(tokens, width, 4 * width) + 2.0 * linear(tokens, width, hidden);
-        3.0 * linears + causal * 7.0 * 2.0 * (tokens * tokens * width) as f64
+    let text = &config.text_cfg;
+    let image = match &config.vision_cfg {
+        VisionConfig::Vit(vit) => flop_vit(vit, config.embed_dim),
+        VisionConfig::ResNet(resnet) => flop_resnet(resnet, config.embed_dim),
     };
-    let image = vision.layers as f64 * block(patches + 1, vision.width, vision.hidden(), 1.0)
-        + 2.0 * linear(patches, pixels, vision.width)
-        + 3.0 * linear(1, vision.width, config.embed_dim);
     let caption = |n: usize| {
         text.layers as f64 * block(captions.get(n).len(), text.width, text.hidden(), 0.5)
             + 3.0 * linear(1, text.width, config.embed_dim)
     };
     captions.len() as f64 * image + (0..captions.len()).map(caption).sum::<f64>()
+}
+
+fn flop_vit(vit: &VitConfig, features: usize) -> f64 {
+    let patches = (vit.image_size / vit.patch_size).pow(2);
+    vit.layers as f64 * block(patches + 1, vit.width, vit.hidden(), 1.0)
+        + 2.0 * linear(patches, 3 * vit.patch_size.pow(2), vit.width)
+        + 3.0 * linear(1, vit.width, features)
+}
+
+fn flop_resnet(resnet: &ResNetConfig, features: usize) -> f64 {
+    let (mut pixels, width) = ((resnet.image_size / 2).pow(2), resnet.width);
+    let (half, nine) = (width / 2, |c: usize| 9 * c);
+    let mut work = 2.0 * linear(pixels, nine(3), half)
+        + 3.0 * (linear(pixels, nine(half), half) + linear(pixels, nine(half), width));
+    pixels /= 4;
+    let mut inputs = width;
+    for (stage, layers) in resnet.layers.into_iter().enumerate() {
+        let planes = width << stage;
+        for i in 0..layers {
+            let before = linear(pixels, inputs, planes) + linear(pixels, nine(planes), planes);
+            pixels /= if stage > 0 && i == 0 { 4 } else { 1 };
+            let past = if i == 0 { linear(pixels, inputs, 4 * planes) } else { 0.0 };
+            work += 3.0 * (before + linear(pixels, planes, 4 * planes) + past);
+            inputs = 4 * planes;
+        }
+    }
+    let keys_values = 2.0 * linear(pixels + 1, inputs, inputs);
+    work + 3.0 * (keys_values + linear(1, inputs, inputs) + linear(1, inputs, features))
 }
 
 /// Tokens of caption `n` of batch `number`: short ones are more frequent, 13 on average.
@@ -167,7 +200,7 @@ fn batch<D: Backend>(
     pairs: usize,
     number: usize,
 ) -> Result<Batch> {
-    let side = config.vision_cfg.image_size;
+    let side = config.vision_cfg.image_size();
     let pixel = |n: usize| (((n + number) * 2_654_435_761) % 1009) as f32 / 504.5 - 1.0;
     let mut captions = PackedTokens::new();
     for n in 0..pairs {

@@ -155,41 +155,68 @@ impl Param {
     }
 }
 
-/// All parameters of a model, in the order of open_clip's state dict and of the flat buffers.
+/// All parameters of a model, in the order of open_clip's state dict and of the flat buffers; and
+/// its buffers (PyTorch's word: what is kept with the parameters, but not trained), which lie
+/// behind the parameters among the weights, and nowhere else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParamTable {
     params: Vec<Param>,
+    /// Their places count from the first.
+    buffers: Vec<Param>,
 }
 
 impl ParamTable {
     /// Appends a parameter behind the last one, at the next multiple of [`Slot::ALIGN`], and
     /// returns its place.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
-        self.push_at(self.len(), name.into(), shape)
+        push_at(&mut self.params, aligned, name.into(), shape)
     }
 
     /// Appends a parameter directly behind the last one, for an operation that takes both as one
     /// tensor. The two must decay alike: an update has one set of numbers for [`Slot::ALIGN`]
     /// elements.
     pub fn push_beside(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
-        self.push_at(self.end(), name.into(), shape)
+        push_at(&mut self.params, end, name.into(), shape)
     }
 
-    fn push_at(&mut self, offset: usize, name: String, shape: &[usize]) -> Slot {
-        let slot = Slot { offset, len: shape.iter().product() };
-        self.params.push(Param { name, shape: shape.to_vec(), slot });
-        slot
+    /// As [`ParamTable::push`], of a buffer; its place counts from the first buffer.
+    pub fn push_buffer(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
+        push_at(&mut self.buffers, aligned, name.into(), shape)
     }
 
-    /// Where the last parameter ends.
-    fn end(&self) -> usize {
-        self.params.last().map_or(0, |last| last.slot.range().end)
+    /// As [`ParamTable::push_beside`], of a buffer.
+    pub fn push_buffer_beside(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
+        push_at(&mut self.buffers, end, name.into(), shape)
     }
 
-    /// Elements of a flat buffer, what lies between parameters included; a multiple of
-    /// [`Slot::ALIGN`].
+    /// Elements of a flat buffer of parameters, what lies between them included; a multiple of
+    /// [`Slot::ALIGN`]. Buffers begin there among the weights.
     pub fn len(&self) -> usize {
-        self.end().next_multiple_of(Slot::ALIGN)
+        aligned(&self.params)
+    }
+
+    /// Elements of all buffers, what lies between them included; 0 where there is none.
+    pub fn buffers_len(&self) -> usize {
+        aligned(&self.buffers)
+    }
+
+    /// Elements of the weights: parameters, and buffers behind them.
+    pub fn weights_len(&self) -> usize {
+        self.len() + self.buffers_len()
+    }
+
+    /// The buffers, at their places among the weights.
+    pub fn buffers(&self) -> impl Iterator<Item = Param> {
+        let start = self.len();
+        self.buffers.iter().map(move |buffer| {
+            let Slot { offset, len } = buffer.slot;
+            Param { slot: Slot { offset: start + offset, len }, ..buffer.clone() }
+        })
+    }
+
+    /// Everything that the weights hold: parameters, then buffers.
+    pub fn weights(&self) -> impl Iterator<Item = Param> {
+        self.params.iter().cloned().chain(self.buffers())
     }
 
     /// Number of values of all parameters together: the size of the model.
@@ -212,6 +239,27 @@ impl ParamTable {
         let param = self.params.iter().find(|p| p.name == name);
         param.unwrap_or_else(|| panic!("no parameter {name:?}")).slot
     }
+}
+
+/// Where the last of `tensors` ends.
+fn end(tensors: &[Param]) -> usize {
+    tensors.last().map_or(0, |last| last.slot.range().end)
+}
+
+/// The next multiple of [`Slot::ALIGN`] behind the last of `tensors`.
+fn aligned(tensors: &[Param]) -> usize {
+    end(tensors).next_multiple_of(Slot::ALIGN)
+}
+
+fn push_at(
+    to: &mut Vec<Param>,
+    place: fn(&[Param]) -> usize,
+    name: String,
+    shape: &[usize],
+) -> Slot {
+    let slot = Slot { offset: place(to), len: shape.iter().product() };
+    to.push(Param { name, shape: shape.to_vec(), slot });
+    slot
 }
 
 /// A tensor on its way to or from disk.

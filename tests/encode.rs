@@ -4,12 +4,12 @@
 //! captions (`golden/make_encode.py`), its state dicts' names and shapes, and statistics of what it
 //! draws.
 
-use crate::common::tiny::{noise, tiny, tiny_weights};
+use crate::common::tiny::{noise, tiny, tiny_resnet, tiny_weights};
 use crate::common::{Golden, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Device, Element, Float, View, ViewMut};
 use roclip::encode::{self, Clip, ClipConfig, Keep};
-use roclip::flow::PackedTokens;
+use roclip::flow::{PackedTokens, Param};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -63,10 +63,11 @@ where
     let mut grads = vec![F::default(); clip.params().len()];
     let out = ViewMut::all(&mut features);
     if which == Which::Image {
-        let images = convert(&noise(PIXELS, IMAGES * 3 * config.vision_cfg.image_size.pow(2)));
+        let images = convert(&noise(PIXELS, IMAGES * 3 * config.vision_cfg.image_size().pow(2)));
         clip.encode_image(device, &weights, View::all(&images), out).unwrap();
         let dout = convert(&noise(COTANGENT_IMAGE, n * config.embed_dim));
-        clip.backward_image(device, &weights, View::all(&dout), &mut grads).unwrap();
+        let (images, dout) = (View::all(&images), View::all(&dout));
+        clip.backward_image(device, &weights, images, dout, &mut grads).unwrap();
     } else {
         clip.encode_text(device, &weights, &tiny_captions(), out).unwrap();
         let dout = convert(&noise(COTANGENT_TEXT, n * config.embed_dim));
@@ -188,12 +189,24 @@ fn nothing_is_left_over_from_the_last_batch() {
 
 #[test]
 fn names_and_shapes_are_open_clips() {
-    for (name, total) in [("ViT-B-32", 151_277_313), ("ViT-B-16", 149_620_737)] {
+    let models = [
+        ("ViT-B-32", 151_277_313),
+        ("ViT-B-16", 149_620_737),
+        ("RN50", 102_007_137),
+        ("RN101", 119_688_033),
+    ];
+    for (name, total) in models {
         let list = std::fs::read_to_string(path(&format!("fixtures/openclip_{name}.tsv"))).unwrap();
         let table = encode::params(&ClipConfig::named(name).unwrap()).unwrap();
-        let ours: Vec<String> =
-            table.iter().map(|p| format!("{}\t{:?}\tfloat32", p.name, p.shape)).collect();
-        assert_eq!(ours, list.lines().collect::<Vec<_>>(), "{name}");
+        let line = |p: &Param| format!("{}\t{:?}\tfloat32", p.name, p.shape);
+        let is_buffer = |line: &&str| line.contains("running_") || line.contains("num_batches");
+        let (buffers, params): (Vec<&str>, Vec<&str>) = list.lines().partition(is_buffer);
+        assert_eq!(table.iter().map(line).collect::<Vec<_>>(), params, "{name}");
+        let counts = buffers.iter().filter(|line| line.contains("num_batches"));
+        let ours: Vec<_> = table.buffers().map(|buffer| line(&buffer)).collect();
+        assert_eq!(2 * counts.count(), ours.len(), "{name}");
+        let theirs = buffers.iter().filter(|line| line.contains("running_"));
+        assert_eq!(ours, theirs.copied().collect::<Vec<_>>(), "{name}");
         assert_eq!(table.values(), total, "{name}");
     }
 }
@@ -206,10 +219,13 @@ fn built_in_models_have_the_documented_sizes() {
         (name, encode::params(&config).unwrap().values())
     });
     let documented = [
+        ("RN50", 102_007_137),
+        ("RN101", 119_688_033),
         ("ViT-B-32", 151_277_313),
         ("ViT-B-16", 149_620_737),
         ("ViT-tiny-16", 17_769_025),
         ("ViT-micro-4-32px", 9_860_225),
+        ("RN-nano-64px", 8_307_737),
         ("ViT-nano-8-32px", 7_782_401),
     ];
     assert_eq!(sizes.collect::<Vec<_>>(), documented);
@@ -305,7 +321,8 @@ fn a_backward_needs_its_forward() {
     let mut clip = Clip::new(&device, &config, 1, Keep::All).unwrap();
     let weights = encode::init(&device, &config, 1).unwrap();
     let mut grads = vec![0.0; clip.params().len()];
-    let _ = clip.backward_image(&device, &weights, View::all(&vec![0.0; 7]), &mut grads);
+    let dout = vec![0.0; 7];
+    let _ = clip.backward_image(&device, &weights, View::all(&dout), View::all(&dout), &mut grads);
 }
 
 /// The message with which a configuration file is refused.
@@ -327,12 +344,23 @@ fn configurations_that_cannot_be_built_are_refused_by_name() {
     use serde_json::json;
     let vision = |field: &str, value| refusal(&edited("vision_cfg", field, value));
     let text = |field: &str, value| refusal(&edited("text_cfg", field, value));
+    let resnet = |field: &str, value| {
+        let mut config = serde_json::to_value(tiny_resnet()).unwrap();
+        config["vision_cfg"][field] = value;
+        refusal(&config.to_string())
+    };
     let cases = [
         (vision("ls_init_value", json!(1e-4)), "vision_cfg: unknown field `ls_init_value`"),
         (vision("pool_type", json!("avg")), "expected one of `image_size`, `layers`"),
         (text("no_causal_mask", json!(true)), "text_cfg: unknown field `no_causal_mask`"),
-        (vision("layers", json!([3, 4, 6, 3])), "ResNet"),
-        (vision("patch_size", Value::Null), "ResNet"),
+        (vision("layers", json!([3, 4, 6, 3])), "vision_cfg: unknown field `mlp_ratio`"),
+        (vision("patch_size", Value::Null), "vision_cfg: invalid type: null"),
+        (resnet("patch_size", json!(32)), "vision_cfg: "),
+        (resnet("layers", json!([1, 1, 1])), "vision_cfg: invalid length 3"),
+        (resnet("layers", json!([1, 0, 1, 1])), "vision_cfg.layers[1]"),
+        (resnet("image_size", json!(48)), "48; expected a multiple of pixels that become one, 32"),
+        (resnet("width", json!(3)), "3; expected a multiple of"),
+        (resnet("head_width", json!(24)), "64; expected a multiple of vision_cfg.head_width, 24"),
         (vision("patch_size", json!(4)), "vision_cfg.image_size"),
         (vision("head_width", json!(5)), "12; expected a multiple of vision_cfg.head_width, 5"),
         (vision("width", json!(0)), "0; expected 1 to 65536"),

@@ -307,7 +307,8 @@ fn image_tower() {
     };
     forward(&mut clip, &values);
     let (weights, mut grads) = (device.weights(&values).unwrap(), vec![0.0; table.len()]);
-    clip.backward_image(&device, &weights, View::all(&dout), &mut grads).unwrap();
+    let (pictures, dout) = (View::all(&images), View::all(&dout));
+    clip.backward_image(&device, &weights, pictures, dout, &mut grads).unwrap();
     let image = |tower| tower == Tower::Image;
     check_params(&table, image, &values, &grads, |values| forward(&mut clip, values));
 }

@@ -20,6 +20,7 @@ mod optim;
 mod plan;
 #[cfg(feature = "remote")]
 mod remote;
+mod resnet;
 mod robust;
 mod sampling;
 mod run;

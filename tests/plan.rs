@@ -11,7 +11,7 @@ use roclip::backend::{Backend, Device, Float, Solo, View, ViewMut};
 use roclip::data::loader::LoaderConfig;
 use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::transform::{Augment, TransformConfig};
-use roclip::encode::{Clip, ClipConfig, Keep};
+use roclip::encode::{Clip, ClipConfig, Keep, VisionConfig};
 use roclip::eval::ZeroShot;
 use roclip::flow::{Batch, PackedTokens, SampleId, State};
 use roclip::matching::Objective;
@@ -25,7 +25,8 @@ const PAIRS: usize = 3;
 /// The tiny model with towers of three and four blocks.
 fn deep() -> ClipConfig {
     let mut config = tiny(false);
-    (config.vision_cfg.layers, config.text_cfg.layers) = (3, 4);
+    let VisionConfig::Vit(vit) = &mut config.vision_cfg else { panic!("the tiny model is a ViT") };
+    (vit.layers, config.text_cfg.layers) = (3, 4);
     config
 }
 
@@ -42,7 +43,7 @@ fn gradients<F: CpuFloat>(keep: Keep, times: usize) -> [Vec<F>; 3] {
     let mut grads = vec![F::default(); clip.params().len()];
     let (mut image, mut text) = (Vec::new(), Vec::new());
     for n in [PAIRS, PAIRS - 1] {
-        let pixels = convert(&noise(n as u64, n * 3 * config.vision_cfg.image_size.pow(2)));
+        let pixels = convert(&noise(n as u64, n * 3 * config.vision_cfg.image_size().pow(2)));
         let mut captions = PackedTokens::new();
         (0..n).for_each(|i| captions.push(&[59, (7 * i + n) as u32, 3, 60][i..]));
         image = vec![F::default(); n * config.embed_dim];
@@ -51,9 +52,12 @@ fn gradients<F: CpuFloat>(keep: Keep, times: usize) -> [Vec<F>; 3] {
         clip.encode_text(&device, &weights, &captions, ViewMut::all(&mut text)).unwrap();
     }
     let dout = convert(&noise(9, image.len()));
+    let pixels =
+        convert(&noise(PAIRS as u64 - 1, (PAIRS - 1) * 3 * config.vision_cfg.image_size().pow(2)));
     for _ in 0..times {
-        clip.backward_image(&device, &weights, View::all(&dout), &mut grads).unwrap();
-        clip.backward_text(&device, &weights, View::all(&dout), &mut grads).unwrap();
+        let (pixels, dout) = (View::all(&pixels), View::all(&dout));
+        clip.backward_image(&device, &weights, pixels, dout, &mut grads).unwrap();
+        clip.backward_text(&device, &weights, dout, &mut grads).unwrap();
     }
     [image, text, grads]
 }
@@ -155,7 +159,7 @@ fn recomputing_saves_what_it_should() {
 }
 
 fn batch(model: &ClipConfig, pairs: usize) -> Batch {
-    let side = model.vision_cfg.image_size;
+    let side = model.vision_cfg.image_size();
     let mut captions = PackedTokens::new();
     (0..pairs).for_each(|n| captions.push(&[59, n as u32, 60]));
     let sample = |n| SampleId { shard: "a.tar".into(), shard_index: 0, index: n, key: "k".into() };
@@ -204,7 +208,8 @@ fn evaluation_takes_what_was_planned() {
     let members = [("0.png", shards::png(1)), ("0.cls", b"1".to_vec())];
     std::fs::write(dir.path().join("test/0.tar"), shards::tar(&members)).unwrap();
     let mut model = deep();
-    (model.text_cfg.vocab_size, model.vision_cfg.image_size) = (49_408, 10);
+    let VisionConfig::Vit(vit) = &mut model.vision_cfg else { panic!("the tiny model is a ViT") };
+    (model.text_cfg.vocab_size, vit.image_size) = (49_408, 10);
     let base = shards::plain("");
     let base = LoaderConfig {
         fields: Fields { captions: Captions::None, labels: Labels::Cls, ..base.fields },

@@ -4,11 +4,11 @@
 //! Method: `golden/make_step.py` in float64, replayed through `Trainer`; one run against another; a
 //!         counting allocator.
 
-use crate::common::tiny::{noise, tiny, tiny_weights};
+use crate::common::tiny::{noise, tiny, tiny_resnet, tiny_weights};
 use crate::common::{alloc, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Backend, Device, Float, Solo};
-use roclip::encode::{Clip, Keep};
+use roclip::encode::{Clip, ClipConfig, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId, State};
 use roclip::matching::{CaptionPool, Objective, PoolShape};
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
@@ -55,7 +55,12 @@ pub struct Half {
 
 /// The generator's batch.
 pub fn batch(step: u64) -> Batch {
-    let (side, context) = (15, 13);
+    batch_of(15, step)
+}
+
+/// As [`batch`], of pictures of that side.
+fn batch_of(side: usize, step: u64) -> Batch {
+    let context = 13;
     let values = noise(PIXELS + step, PAIRS * 3 * side * side);
     let images = values.chunks(3 * side * side).enumerate().flat_map(|(n, image)| {
         let n = n as f64;
@@ -100,8 +105,18 @@ pub fn trainer_matching<D: Backend>(
     passes: usize,
     keep: Keep,
 ) -> Trainer<D, Solo> {
-    let config = tiny(false);
-    let model = Clip::new(device, &config, PAIRS / passes, keep).unwrap();
+    trainer_of(&tiny(false), device, objective, match_every, passes, keep)
+}
+
+fn trainer_of<D: Backend>(
+    config: &ClipConfig,
+    device: &D,
+    objective: Objective,
+    match_every: u64,
+    passes: usize,
+    keep: Keep,
+) -> Trainer<D, Solo> {
+    let model = Clip::new(device, config, PAIRS / passes, keep).unwrap();
     let values: Vec<_> = tiny_weights(model.params()).into_iter().map(Float::from_f64).collect();
     let adamw = AdamWOptions { lr: 0.002, grad_clip_norm: Some(0.5), ..AdamWOptions::default() };
     let shape = PoolShape { rows: 9, width: config.embed_dim, queries: PAIRS };
@@ -134,16 +149,22 @@ pub fn stepped<D: Backend>(trainer: &mut Trainer<D, Solo>, step: u64, batch: &Ba
 /// Bound: the golden's own drift. Its run, begun one part in 2⁴⁰ away (4,096 times float64's
 /// rounding), ends that far away; rounding in another order stays well within.
 fn replays(objective: Objective, passes: usize) {
-    let mut runs: BTreeMap<String, GoldenRun> = golden::json("step.json");
+    replays_of(&tiny(false), "step.json", objective, passes, Keep::All);
+}
+
+fn replays_of(config: &ClipConfig, file: &str, objective: Objective, passes: usize, keep: Keep) {
+    let mut runs: BTreeMap<String, GoldenRun> = golden::json(file);
     let golden = runs.remove(objective.name()).unwrap();
     let close = |got: f64, expected: f64, what: &str| {
         let error = (got - expected).abs() / expected.abs().max(1.0);
         assert!(error <= golden.drift, "{what}: {got}, expected {expected} ({error:.1e})");
     };
-    let mut trainer = trainer::<f64>(objective, passes, 2);
+    let device = Cpu::<f64>::new(2).unwrap();
+    let mut trainer = trainer_of(config, &device, objective, 2, passes, keep);
     assert_eq!(golden.steps.len() as u64, EPOCHS * STEPS);
     for (step, expected) in golden.steps.iter().enumerate() {
-        let report = stepped(&mut trainer, step as u64, &batch(step as u64));
+        let batch = batch_of(config.vision_cfg.image_size(), step as u64);
+        let report = stepped(&mut trainer, step as u64, &batch);
         close(report.loss, expected.loss, &format!("loss of step {step}"));
         close(report.grad_norm, expected.grad_norm, &format!("norm of step {step}"));
         close(report.lr, expected.lr, &format!("rate of step {step}"));
@@ -153,8 +174,8 @@ fn replays(objective: Objective, passes: usize) {
         assert_eq!(matches.map(|m| m.index), expected.index, "step {step}");
     }
     let (device, model, weights) = trainer.for_eval();
-    assert_eq!(golden.finals.len(), model.params().iter().count());
-    for (stream, param) in model.params().iter().enumerate() {
+    assert_eq!(golden.finals.len(), model.params().weights().count());
+    for (stream, param) in model.params().weights().enumerate() {
         let mut x = vec![0.0; param.slot.len];
         device.read_weights(weights, param.slot, &mut x).unwrap();
         let dot = |v: &[f64]| x.iter().zip(v).map(|(a, b)| a * b).sum::<f64>();
@@ -174,6 +195,15 @@ fn twelve_steps_of_clip_are_torchs() {
 #[test]
 fn twelve_steps_of_roclip_are_the_descriptions() {
     replays(Objective::RoClip, 1);
+}
+
+/// Batch norms in training, running statistics and all, whether or not blocks run forward twice.
+#[test]
+fn twelve_steps_of_a_resnet_are_torchs() {
+    for keep in [Keep::All, Keep::Inputs] {
+        replays_of(&tiny_resnet(), "step_resnet.json", Objective::Clip, 1, keep);
+        replays_of(&tiny_resnet(), "step_resnet.json", Objective::RoClip, 1, keep);
+    }
 }
 
 /// The loss sees all pairs of a step: two and three passes are one.
@@ -214,6 +244,26 @@ fn a_refused_step_changes_nothing() {
         assert_eq!(report.matched, good >= STEPS);
         assert_ne!(saved(&trainer), before);
     }
+}
+
+/// Nor does it move running statistics.
+#[test]
+fn a_refused_step_of_a_resnet_changes_nothing() {
+    let (device, config) = (Cpu::<f32>::new(2).unwrap(), tiny_resnet());
+    let mut trainer = trainer_of(&config, &device, Objective::Clip, 2, 1, Keep::All);
+    stepped(&mut trainer, 0, &batch_of(64, 0));
+    let before = saved(&trainer);
+    let mut broken = batch_of(64, 1);
+    broken.images[7] = f32::NAN;
+    let Outcome::Refused(refusal) = trainer.step(&broken, 0).unwrap() else {
+        panic!("a step with NaN was taken");
+    };
+    // the norms carry it to every picture of the batch
+    assert_eq!((refusal.what, refusal.suspects.len()), ("loss", PAIRS));
+    assert!(saved(&trainer) == before);
+    stepped(&mut trainer, 1, &batch_of(64, 1));
+    let running = |state: &State| state.tensors["visual.bn1.running_mean"].clone();
+    assert!(running(&saved(&trainer)) != running(&before));
 }
 
 #[test]

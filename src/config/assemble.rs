@@ -176,7 +176,7 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         shuffle: data.shuffle,
         fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },
         decode_limits: DecodeLimits { max_pixels: data.max_image_pixels, ..Default::default() },
-        transform: transform(args, model.vision_cfg.image_size)?,
+        transform: transform(args, model.vision_cfg.image_size())?,
         mode: Mode::Train,
         text: TextOptions {
             tokenizer: Tokenizer::clip().with_truncation(truncation),

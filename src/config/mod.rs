@@ -74,7 +74,7 @@ fn settings(matches: &ArgMatches) -> Settings {
 fn models() -> String {
     let line = |name: &'static str| {
         let config = ClipConfig::named(name).expect("the list names what it knows");
-        let side = config.vision_cfg.image_size;
+        let side = config.vision_cfg.image_size();
         let parameters = crate::encode::params(&config).map_or(0, |table| table.values());
         format!("{name:24} {parameters:>11} parameters, {side} pixels\n")
     };

@@ -3,7 +3,7 @@
 //! The text tower has an initialisation of its own (OpenAI's); open_clip leaves the blocks of the
 //! image tower to the defaults of PyTorch's modules, and so do we.
 
-use super::config::ClipConfig;
+use super::config::{ClipConfig, ResNetConfig, VisionConfig, VitConfig};
 use crate::flow::{Param, ParamTable, Tower};
 use crate::rng::{Domain, Rng};
 
@@ -18,10 +18,14 @@ enum Draw {
     Uniform(f64),
 }
 
-/// Initial values of all parameters, as a flat buffer of the table's. Parameter `i` has the stream
-/// `(seed, Init, 0, i)` to itself.
+/// Initial values of all parameters and buffers, as the weights hold them. Parameter `i` has the
+/// stream `(seed, Init, 0, i)` to itself. Running statistics begin as those of the normal
+/// distribution.
 pub fn values(table: &ParamTable, config: &ClipConfig, seed: u64) -> Vec<f32> {
-    let mut values = vec![0.0; table.len()];
+    let mut values = vec![0.0; table.weights_len()];
+    for buffer in table.buffers().filter(|buffer| buffer.name.ends_with("running_var")) {
+        values[buffer.slot.range()].fill(1.0);
+    }
     for (i, param) in table.iter().enumerate() {
         let mut rng = Rng::new(seed, Domain::Init, 0, i as u64);
         let draw = draw(param, config);
@@ -42,7 +46,10 @@ fn draw(param: &Param, config: &ClipConfig) -> Draw {
     }
     match param.tower() {
         Tower::Shared => Draw::Constant((1.0f64 / 0.07).ln()),
-        Tower::Image => draw_image(param, config),
+        Tower::Image => match &config.vision_cfg {
+            VisionConfig::Vit(vit) => draw_vit(param, vit),
+            VisionConfig::ResNet(resnet) => draw_resnet(param, resnet),
+        },
         Tower::Text => draw_text(name, config),
     }
 }
@@ -56,8 +63,7 @@ fn role(name: &str) -> &str {
 }
 
 /// `VisionTransformer`: three embeddings of its own, else PyTorch's defaults.
-fn draw_image(param: &Param, config: &ClipConfig) -> Draw {
-    let cfg = &config.vision_cfg;
+fn draw_vit(param: &Param, cfg: &VitConfig) -> Draw {
     let width = cfg.width as f64;
     match role(&param.name) {
         // torch.nn.MultiheadAttention: Xavier uniform over (C + 3C).
@@ -72,6 +78,28 @@ fn draw_image(param: &Param, config: &ClipConfig) -> Draw {
             Draw::Uniform((param.shape[1..].iter().product::<usize>() as f64).powf(-0.5))
         }
         "class_embedding" | "positional_embedding" | "proj" => Draw::Normal(width.powf(-0.5)),
+        _ => unreachable!("{} has no initialisation", param.name),
+    }
+}
+
+/// `ModifiedResNet.init_parameters`: each block begins as its way past; else PyTorch's defaults.
+fn draw_resnet(param: &Param, cfg: &ResNetConfig) -> Draw {
+    let name = param.name.strip_prefix("visual.").unwrap_or(&param.name);
+    let std = (cfg.channels() as f64).powf(-0.5);
+    if let Some(role) = name.strip_prefix("attnpool.") {
+        // torch.nn.Linear's biases: one over the root of the inputs of an output.
+        return if role.ends_with("bias") { Draw::Uniform(std) } else { Draw::Normal(std) };
+    }
+    let (module, role) = name.rsplit_once('.').expect("module and tensor");
+    let is_norm = param.shape.len() == 1;
+    match role {
+        "weight" if !is_norm => {
+            // torch.nn.Conv2d
+            Draw::Uniform((param.shape[1..].iter().product::<usize>() as f64).powf(-0.5))
+        }
+        "weight" if module.starts_with("layer") && module.ends_with("bn3") => Draw::Constant(0.0),
+        "weight" => Draw::Constant(1.0),
+        "bias" => Draw::Constant(0.0),
         _ => unreachable!("{} has no initialisation", param.name),
     }
 }

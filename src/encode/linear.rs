@@ -75,4 +75,29 @@ impl Linear {
         let Some(dx) = dx else { return Ok(()) };
         linear::backward_input(pass.device, shape, dy, Weight::at(pass.weights, self.weight), dx)
     }
+
+    /// As [`Linear::backward`], with `residual` `[rows, I]`, the gradient that comes to `x` on
+    /// another way, added to `dx`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn backward_onto<D: Backend>(
+        &self,
+        pass: &mut Backward<'_, D>,
+        x: View<'_, D, D::Act>,
+        dy: View<'_, D, D::Act>,
+        residual: View<'_, D, D::Act>,
+        dx: ViewMut<'_, D, D::Act>,
+    ) -> Result<()> {
+        self.backward(pass, x, dy, None)?;
+        // dy·W is a linear map, too, by the same matrix read the other way
+        let (inputs, outputs) = (self.outputs, self.inputs);
+        let layout = match self.layout {
+            Layout::OutIn => Layout::InOut,
+            Layout::InOut => Layout::OutIn,
+        };
+        let shape = LinearShape { rows: dy.len / inputs, inputs, outputs, layout };
+        let weight = Weight::at(pass.weights, self.weight);
+        linear::forward(pass.device, shape, dy, weight, None, Some(residual), dx)
+    }
 }

@@ -13,15 +13,23 @@ pub mod mlp;
 pub mod block;
 pub mod transformer;
 pub mod vit;
+pub mod conv2d;
+pub mod batchnorm;
+pub mod bottleneck;
+pub mod attention_pool;
+pub mod resnet;
 pub mod text;
 
-pub use config::ClipConfig;
+pub use config::{ClipConfig, VisionConfig};
 pub use transformer::Keep;
 
+use self::batchnorm::Norms;
+use crate::backend::ops::batchnorm::{self as ops, Statistics};
 use crate::backend::ops::require;
-use crate::backend::{Backend, Device, Element, Float, View, ViewMut};
+use crate::backend::{Backend, Device, Element, Float, Slot, View, ViewMut};
 use crate::error::Result;
 use crate::flow::{PackedTokens, ParamTable};
+use resnet::{ResNet, ResNetActivations, ResNetGradients};
 pub use text::TextBatch;
 use text::{Text, TextActivations, TextGradients, TextHead};
 use vit::{Vit, VitActivations, VitGradients};
@@ -92,6 +100,17 @@ fn first_mut<D: Device, T: Element>(buf: &mut D::Buf<T>, len: usize) -> ViewMut<
 #[derive(Clone, Debug)]
 enum ImageTower {
     Vit(Vit),
+    ResNet(ResNet),
+}
+
+impl ImageTower {
+    /// Values of one picture, `3·H·W`.
+    fn image_values(&self) -> usize {
+        match self {
+            Self::Vit(vit) => vit.image_values(),
+            Self::ResNet(resnet) => resnet.image_values(),
+        }
+    }
 }
 
 /// Both towers, as places in the table.
@@ -107,7 +126,15 @@ impl Towers {
         let mut table = ParamTable::default();
         let head = TextHead::new(&mut table, config);
         table.push("logit_scale", &[]);
-        let image = ImageTower::Vit(Vit::new(&mut table, config));
+        let features = config.embed_dim;
+        let image = match &config.vision_cfg {
+            VisionConfig::Vit(vit) => {
+                ImageTower::Vit(Vit::new(&mut table, vit, features, config.gelu()))
+            }
+            VisionConfig::ResNet(resnet) => {
+                ImageTower::ResNet(ResNet::new(&mut table, resnet, features))
+            }
+        };
         let text = Text::new(&mut table, head, config);
         (table, Self { image, text })
     }
@@ -116,6 +143,7 @@ impl Towers {
 /// Activations and gradients of the image tower that a configuration asks for.
 enum ImageBuffers<D: Device> {
     Vit(Box<VitActivations<D>>, Box<VitGradients<D>>),
+    ResNet(Box<ResNetActivations<D>>, Box<ResNetGradients<D>>),
 }
 
 /// Everything a micro-batch writes on its way through both towers and back.
@@ -126,10 +154,24 @@ struct Buffers<D: Device> {
 }
 
 impl<D: Device> Buffers<D> {
-    fn new(device: &D, towers: &Towers, max_pairs: usize, keep: Keep) -> Result<Self> {
-        let ImageTower::Vit(vit) = &towers.image;
-        let acts = Box::new(VitActivations::new(device, vit, max_pairs, keep)?);
-        let image = ImageBuffers::Vit(acts, Box::new(VitGradients::new(device, vit, max_pairs)?));
+    fn new(
+        device: &D,
+        (table, towers): (&ParamTable, &Towers),
+        max_pairs: usize,
+        keep: Keep,
+    ) -> Result<Self> {
+        let image = match &towers.image {
+            ImageTower::Vit(vit) => {
+                let acts = Box::new(VitActivations::new(device, vit, max_pairs, keep)?);
+                ImageBuffers::Vit(acts, Box::new(VitGradients::new(device, vit, max_pairs)?))
+            }
+            ImageTower::ResNet(resnet) => {
+                let acts = Box::new(ResNetActivations::new(device, resnet, max_pairs, keep)?);
+                let buffers = table.buffers_len();
+                let d = ResNetGradients::new(device, resnet, max_pairs, buffers)?;
+                ImageBuffers::ResNet(acts, Box::new(d))
+            }
+        };
         let text = TextActivations::new(device, &towers.text, max_pairs, keep)?;
         let dtext = TextGradients::new(device, &towers.text, max_pairs)?;
         Ok(Self { image, text, dtext })
@@ -144,6 +186,8 @@ pub struct Clip<D: Device> {
     buffers: Buffers<D>,
     config: ClipConfig,
     max_pairs: usize,
+    /// See [`Clip::set_statistics`].
+    statistics: Statistics,
     /// Pictures of the last image forward; 0 where there was none.
     images: usize,
     /// Captions on the device; 0 where there are none.
@@ -161,9 +205,9 @@ impl<D: Device> Clip<D> {
     pub fn new(device: &D, config: &ClipConfig, max_pairs: usize, keep: Keep) -> Result<Self> {
         check_max_pairs(config, max_pairs)?;
         let (table, towers) = Towers::new(config);
-        let buffers = Buffers::new(device, &towers, max_pairs, keep)?;
-        let config = config.clone();
-        Ok(Self { table, towers, buffers, config, max_pairs, images: 0, captions: 0 })
+        let buffers = Buffers::new(device, (&table, &towers), max_pairs, keep)?;
+        let (config, statistics) = (config.clone(), Statistics::default());
+        Ok(Self { table, towers, buffers, config, max_pairs, statistics, images: 0, captions: 0 })
     }
 
     /// What it was built from.
@@ -174,6 +218,26 @@ impl<D: Device> Clip<D> {
     /// Most pairs of a micro-batch.
     pub fn max_pairs(&self) -> usize {
         self.max_pairs
+    }
+
+    /// Has batch norms use running statistics, as at first and as evaluation wants it, or those of
+    /// the batch, as training does: PyTorch's `eval()` and `train()`. Towers without batch norms
+    /// take no notice.
+    pub fn set_statistics(&mut self, statistics: Statistics) {
+        self.statistics = statistics;
+    }
+
+    fn norms(&self) -> Norms {
+        Norms { statistics: self.statistics, buffers: self.table.len() }
+    }
+
+    /// What the batches of the backwards showed since [`Clip::forget_batches`], in the order of the
+    /// table's buffers; none without batch norms.
+    pub fn observed(&mut self) -> Option<ViewMut<'_, D, D::Acc>> {
+        match &mut self.buffers.image {
+            ImageBuffers::ResNet(_, d) => Some(ViewMut::all(&mut d.observed)),
+            ImageBuffers::Vit(..) => None,
+        }
     }
 
     /// All parameters, in the order of open_clip's state dict.
@@ -195,22 +259,30 @@ impl<D: Backend> Clip<D> {
         out: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
         self.images = 0;
-        let ImageTower::Vit(vit) = &self.towers.image;
-        let ImageBuffers::Vit(acts, _) = &mut self.buffers.image;
-        let n = images.len / vit.image_values();
-        let max = self.max_pairs;
-        let fits = (1..=max).contains(&n) && images.len == n * vit.image_values();
+        let (values, max, norms) = (self.towers.image.image_values(), self.max_pairs, self.norms());
+        let n = images.len / values;
+        let fits = (1..=max).contains(&n) && images.len == n * values;
         require("encode_image", fits, "images must be [n, 3, H, W], 1 <= n <= max_pairs", || {
-            format!("{} values, {} a picture, max_pairs {max}", images.len, vit.image_values())
+            format!("{} values, {values} a picture, max_pairs {max}", images.len)
         })?;
-        vit.forward(Pass { device, weights }, images, acts, out)?;
+        let pass = Pass { device, weights };
+        match (&self.towers.image, &mut self.buffers.image) {
+            (ImageTower::Vit(vit), ImageBuffers::Vit(acts, _)) => {
+                vit.forward(pass, images, acts, out)?;
+            }
+            (ImageTower::ResNet(resnet), ImageBuffers::ResNet(acts, _)) => {
+                resnet.forward(pass, norms, images, acts, out)?;
+            }
+            _ => unreachable!("buffers are the tower's"),
+        }
         self.images = n;
         Ok(())
     }
 
     /// Adds the gradients of the image tower's parameters to `grads` (all parameters, in the
     /// table's order), from `dout` `[n, D]`, the gradient by the features of the last
-    /// [`Clip::encode_image`]. Panics where there was none, or of another n.
+    /// [`Clip::encode_image`], whose `images` must still be what they were. Panics where there was
+    /// none, or of another n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
@@ -218,14 +290,48 @@ impl<D: Backend> Clip<D> {
         &mut self,
         device: &D,
         weights: &D::Weights,
+        images: View<'_, D, f32>,
         dout: View<'_, D, D::Act>,
         grads: &mut D::Buf<D::Acc>,
     ) -> Result<()> {
-        assert!(self.images > 0, "backward_image without encode_image");
-        assert_eq!(dout.len, self.images * self.config.embed_dim, "dout of the last encode_image");
-        let ImageTower::Vit(vit) = &self.towers.image;
-        let ImageBuffers::Vit(acts, d) = &mut self.buffers.image;
-        vit.backward(&mut Backward { device, weights, grads }, acts, dout, d)
+        let (n, values) = (self.images, self.towers.image.image_values());
+        assert!(n > 0, "backward_image without encode_image");
+        assert_eq!(dout.len, n * self.config.embed_dim, "dout of the last encode_image");
+        assert_eq!(images.len, n * values, "images of the last encode_image");
+        let (norms, pass) = (self.norms(), &mut Backward { device, weights, grads });
+        match (&self.towers.image, &mut self.buffers.image) {
+            (ImageTower::Vit(vit), ImageBuffers::Vit(acts, d)) => vit.backward(pass, acts, dout, d),
+            (ImageTower::ResNet(resnet), ImageBuffers::ResNet(acts, d)) => {
+                resnet.backward(pass, norms, images, acts, dout, d)
+            }
+            _ => unreachable!("buffers are the tower's"),
+        }
+    }
+
+    /// Forgets what batches showed; a step begins with it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn forget_batches(&mut self, device: &D) -> Result<()> {
+        self.observed().map_or(Ok(()), |observed| device.zero(observed))
+    }
+
+    /// Moves the running statistics by what `passes` batches showed, all ranks' together, where
+    /// `norm` `[1]`, that of all gradients, is finite.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn update_running(
+        &mut self,
+        device: &D,
+        passes: usize,
+        norm: View<'_, D, D::Acc>,
+        weights: &mut D::Weights,
+    ) -> Result<()> {
+        let (offset, len) = (self.table.len(), self.table.buffers_len());
+        let ImageBuffers::ResNet(_, d) = &self.buffers.image else { return Ok(()) };
+        let (observed, running) = (View::all(&d.observed), Slot { offset, len });
+        ops::update_running(device, observed, passes, norm, weights, running)
     }
 
     /// Features `out` `[n, D]`, not normalised, of `captions`; 1 ≤ n ≤ `max_pairs`.
@@ -318,8 +424,7 @@ pub fn init<D: Device>(device: &D, config: &ClipConfig, seed: u64) -> Result<D::
 /// Whether row numbers of a micro-batch fit into 32 bits.
 fn check_max_pairs(config: &ClipConfig, max_pairs: usize) -> Result<()> {
     config.validate()?;
-    let vision = &config.vision_cfg;
-    let image = (vision.image_size / vision.patch_size).pow(2) + 1;
+    let image = config.vision_cfg.tokens();
     let tokens = max_pairs.saturating_mul(image.max(config.text_cfg.context_length));
     let fits = max_pairs > 0 && tokens <= u32::MAX as usize;
     require("encode", fits, "max_pairs is at least 1, its tokens below 2^32", || {

@@ -1,12 +1,13 @@
 //! The image tower: a vision transformer that reads its answer from a class token.
 
 use super::block::{BlockGradients, BlockShape};
-use super::config::ClipConfig;
+use super::config::VitConfig;
 use super::layernorm::{LayerNorm, LayerNormActivations};
 use super::linear::Linear;
 use super::transformer::{Keep, Transformer, TransformerActivations};
 use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::ops::attention::Mask;
+use crate::backend::ops::gelu::Gelu;
 use crate::backend::ops::linear::Layout;
 use crate::backend::ops::patch_embedding::{self, PatchShape};
 use crate::backend::ops::rows;
@@ -104,10 +105,9 @@ impl<D: Device> VitGradients<D> {
 }
 
 impl Vit {
-    /// Parameters `visual.*`, in open_clip's order.
-    pub fn new(table: &mut ParamTable, config: &ClipConfig) -> Self {
-        let cfg = &config.vision_cfg;
-        let (width, features) = (cfg.width, config.embed_dim);
+    /// Parameters `visual.*`, in open_clip's order; features have `features` values.
+    pub fn new(table: &mut ParamTable, cfg: &VitConfig, features: usize, gelu: Gelu) -> Self {
+        let width = cfg.width;
         let shape = PatchShape { images: 1, side: cfg.image_size, patch: cfg.patch_size, width };
         let class = table.push("visual.class_embedding", &[width]);
         let positions = table.push("visual.positional_embedding", &[shape.tokens(), width]);
@@ -121,7 +121,7 @@ impl Vit {
             layout: Layout::OutIn,
         };
         let ln_pre = LayerNorm::new(table, "visual.ln_pre.", width);
-        let (heads, hidden, gelu) = (cfg.heads(), cfg.hidden(), config.gelu());
+        let (heads, hidden) = (cfg.heads(), cfg.hidden());
         let block = BlockShape { width, heads, hidden, mask: Mask::Full, gelu };
         let name = "visual.transformer.resblocks.";
         let transformer = Transformer::new(table, name, cfg.layers, block);

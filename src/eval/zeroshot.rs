@@ -70,7 +70,7 @@ impl ZeroShot {
     /// [`Error::Device`] where memory does not suffice.
     pub fn room<D: Device>(&self, device: &D, model: &Clip<D>) -> Result<Room<D>> {
         let (classes, n) = (self.prompts.classes.len(), model.max_pairs());
-        let (width, side) = (model.config().embed_dim, model.config().vision_cfg.image_size);
+        let (width, side) = (model.config().embed_dim, model.config().vision_cfg.image_size());
         Ok(Room {
             classifier: device.zero_weights(classes * width)?,
             images: device.alloc(n * 3 * side * side)?,

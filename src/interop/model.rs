@@ -6,7 +6,7 @@ use super::tensors::{self, Format, Tensor, Tensors};
 use crate::backend::{Device, Float};
 use crate::encode::{self, ClipConfig};
 use crate::error::{Error, Result};
-use crate::flow::ParamTable;
+use crate::flow::{Param, ParamTable};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -191,17 +191,16 @@ impl Model {
         let table = encode::params(&self.config)?;
         let mut differences = Differences::default();
         let mut expected = BTreeSet::new();
-        for (name, shape) in places(&table) {
-            match self.tensors.get(name) {
-                None => differences.missing.push(name.to_owned()),
-                Some(tensor) => differences.misshapen.extend(misfit(name, shape, tensor)),
+        for Param { name, shape, .. } in table.weights() {
+            match self.tensors.get(&name) {
+                None => differences.missing.push(name.clone()),
+                Some(tensor) => differences.misshapen.extend(misfit(&name, &shape, tensor)),
             }
             expected.insert(name);
         }
         let is_unexpected = |name: &&String| {
             let norm = name.strip_suffix(BATCHES).map(|norm| format!("{norm}.running_var"));
-            !expected.contains(name.as_str())
-                && norm.is_none_or(|norm| !expected.contains(norm.as_str()))
+            !expected.contains(*name) && norm.is_none_or(|norm| !expected.contains(&norm))
         };
         differences.unexpected = self.tensors.keys().filter(is_unexpected).cloned().collect();
         Ok(differences)
@@ -230,8 +229,8 @@ impl Model {
     /// # Errors
     /// [`Error::Format`] with the first name whose tensor is missing or does not fit.
     pub fn values(&self, table: &ParamTable) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; table.len()];
-        for param in table.iter() {
+        let mut values = vec![0.0; table.weights_len()];
+        for param in table.weights() {
             let to = &mut values[param.slot.range()];
             to.copy_from_slice(&self.tensor(&param.name, &param.shape)?);
         }
@@ -261,11 +260,6 @@ impl Model {
             (misfit, _) => Err(wrong(misfit.unwrap_or_default())),
         }
     }
-}
-
-/// Names and shapes of what a model must hold.
-fn places(table: &ParamTable) -> impl Iterator<Item = (&str, &[usize])> {
-    table.iter().map(|param| (&*param.name, &*param.shape))
 }
 
 /// What is wrong with a tensor that should have this shape and hold floats.

@@ -197,6 +197,11 @@ impl<D: Backend> Optimizer<D> {
         )
     }
 
+    /// Where the norm of all gradients is, once the update is done: `[1]`.
+    pub fn norm(&self) -> View<'_, D, D::Acc> {
+        View::all(&self.norm)
+    }
+
     /// The norm of all gradients of the update, before clipping; where it is not finite, nothing
     /// has changed, step counts included. Waits for the device.
     ///

@@ -123,7 +123,7 @@ impl<D: ContrastiveWorkspace> Planner<'_, D> {
         let moments = device.take();
         let pool = recipe.pool(&device)?;
         let pool_bytes = device.take();
-        device.zero_weights(model.params().len())?;
+        device.zero_weights(model.params().weights_len())?;
         let weights = device.take();
         if let Some(room) = &self.evaluation {
             room(&device, &model)?;
@@ -150,7 +150,7 @@ impl<D: ContrastiveWorkspace> Planner<'_, D> {
             host_batches: BATCHES
                 * pairs
                 * 3
-                * recipe.model.vision_cfg.image_size.pow(2)
+                * recipe.model.vision_cfg.image_size().pow(2)
                 * size_of::<f32>(),
             host_checkpoint: 2 * saved * size_of::<f32>(),
             on_host: D::ON_HOST,

@@ -2,6 +2,7 @@
 //! second, after `flow.rs`.
 
 use super::pictures::Pictures;
+use crate::backend::ops::batchnorm::Statistics;
 use crate::backend::ops::contrastive::ContrastiveWorkspace;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
 use crate::encode::{Clip, TextBatch};
@@ -138,7 +139,7 @@ impl<D: ContrastiveWorkspace, C: Communicator<D>> Trainer<D, C> {
         static TRAINERS: AtomicU64 = AtomicU64::new(0);
         let Parts { model, weights, optimizer, pool } = parts;
         let (pairs, width) = (options.micro_batch * options.accum_freq, model.config().embed_dim);
-        let pixels = 3 * model.config().vision_cfg.image_size.pow(2);
+        let pixels = 3 * model.config().vision_cfg.image_size().pow(2);
         Ok(Self {
             grads: device.alloc(model.params().len())?,
             loss: ClipLoss::new(&device, &comm, pairs, width)?,
@@ -206,6 +207,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         let pairs = self.options.micro_batch * self.options.accum_freq;
         assert_eq!(batch.len(), pairs, "a step takes the number of pairs the trainer was made for");
         assert!(self.pending.is_none(), "a step begins when the one before is finished");
+        self.model.set_statistics(Statistics::Batch);
         let pending = self.decide(epoch + 1)?;
         let (targets, matched) = (pending.targets, pending.targets == Targets::Matched);
         let is_one_pass = self.options.accum_freq == 1;
@@ -296,6 +298,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// `--accum-freq`).
     fn learn_images(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
         self.device.zero(ViewMut::all(&mut self.grads))?;
+        self.model.forget_batches(&self.device)?;
         (0..self.passes()).try_for_each(|part| self.forward_image(batch, part))?;
         self.loss.normalize_images(&self.device, &self.comm, View::all(&self.image.raw))?;
         if let (Targets::Matched, Some(pool)) = (targets, &mut self.pool) {
@@ -311,16 +314,18 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             if part + 1 < self.passes() {
                 self.forward_image(batch, part)?;
             }
-            let dout = View::of(&self.image.grad, self.rows(part));
-            self.model.backward_image(&self.device, &self.weights, dout, &mut self.grads)?;
+            let (images, dout) =
+                (self.pictures.view(), View::of(&self.image.grad, self.rows(part)));
+            let (device, weights) = (&self.device, &self.weights);
+            self.model.backward_image(device, weights, images, dout, &mut self.grads)?;
         }
         Ok(())
     }
 
     /// The gradients of all that leads to the captions' embeddings, where they are learned from,
-    /// and the update. Where a gradient is not finite, which includes every step whose loss is not
-    /// ([`ClipLoss::backward`]), the update leaves everything as it was, and so does the clamp,
-    /// within whose limits the temperature was before.
+    /// and the update, running statistics included. Where a gradient is not finite, which includes
+    /// every step whose loss is not ([`ClipLoss::backward`]), the update leaves everything as it
+    /// was, and so does the clamp, within whose limits the temperature was before.
     fn learn_texts(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
         let passes = if targets == Targets::Own { self.passes() } else { 0 };
         for part in (0..passes).rev() {
@@ -331,7 +336,12 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             self.model.backward_text(&self.device, &self.weights, dout, &mut self.grads)?;
         }
         self.comm.all_reduce_sum(&self.device, ViewMut::all(&mut self.grads))?;
+        if let Some(observed) = self.model.observed() {
+            self.comm.all_reduce_sum(&self.device, observed)?;
+        }
         self.optimizer.enqueue(&self.device, &mut self.weights, &self.grads)?;
+        let (norm, batches) = (self.optimizer.norm(), self.passes() * self.comm.world_size());
+        self.model.update_running(&self.device, batches, norm, &mut self.weights)?;
         self.logit_scale.clamp(&self.device, &mut self.weights)
     }
 
@@ -410,17 +420,19 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         self.pool.as_ref().map(|pool| (pool.filled(), pool.shape().rows))
     }
 
-    /// What evaluation needs: the device, the encoders and their parameters.
+    /// What evaluation needs: the device, the encoders, which use running statistics until the
+    /// next step, and their parameters.
     pub fn for_eval(&mut self) -> (&D, &mut Clip<D>, &D::Weights) {
+        self.model.set_statistics(Statistics::Running);
         (&self.device, &mut self.model, &self.weights)
     }
 
-    /// The parameters under open_clip's names.
+    /// The parameters and running statistics under open_clip's names.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
     pub fn save_weights(&self, state: &mut State) -> Result<()> {
-        for param in self.model.params().iter() {
+        for param in self.model.params().weights() {
             let mut values = vec![D::Acc::default(); param.slot.len];
             self.device.read_weights(&self.weights, param.slot, &mut values)?;
             let values = values.into_iter().map(|x| x.to_f64() as f32).collect();
@@ -448,8 +460,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// # Errors
     /// [`crate::Error::Format`] where a tensor or field is missing or of another size.
     pub fn load(&mut self, state: &State, path: &Path) -> Result<()> {
-        let mut values = vec![D::Acc::default(); self.model.params().len()];
-        for param in self.model.params().iter() {
+        let mut values = vec![D::Acc::default(); self.model.params().weights_len()];
+        for param in self.model.params().weights() {
             let tensor = state.tensor(path, &param.name, &param.shape)?;
             let to = &mut values[param.slot.range()];
             to.iter_mut().zip(tensor).for_each(|(to, &x)| *to = D::Acc::from_f64(x.into()));

@@ -25,12 +25,18 @@ pub fn tiny(quick_gelu: bool) -> ClipConfig {
     ClipConfig { quick_gelu, ..config }
 }
 
-/// Its weights, as a flat buffer.
+/// The model of `golden/make_resnet.py`.
+pub fn tiny_resnet() -> ClipConfig {
+    ClipConfig::load(golden::folder().join("resnet_config.json").to_str().unwrap()).unwrap()
+}
+
+/// The weights of either, as a flat buffer.
 pub fn tiny_weights(table: &ParamTable) -> Vec<f64> {
-    let mut weights = vec![0.0; table.len()];
-    for (stream, param) in table.iter().enumerate() {
-        let gain = param.name.contains("ln_") && param.name.ends_with("weight");
-        let base = if gain { 1.0 } else { 0.0 };
+    let mut weights = vec![0.0; table.weights_len()];
+    for (stream, param) in table.weights().enumerate() {
+        let norm = ["ln_", "bn", "downsample.1"].iter().any(|part| param.name.contains(part));
+        let gain = ["weight", "running_var"].iter().any(|part| param.name.ends_with(part));
+        let base = if norm && gain { 1.0 } else { 0.0 };
         let values = noise(stream as u64, param.slot.len).into_iter().map(|v| base + 0.5 * v);
         weights[param.slot.range()].iter_mut().zip(values).for_each(|(to, v)| *to = v);
     }

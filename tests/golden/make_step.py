@@ -69,6 +69,12 @@ def is_text(name):
     return not name.startswith("visual.") and name != "logit_scale"
 
 
+def tensors(clip):
+    """Parameters in the order of the state dict, and running statistics behind them."""
+    running = [(name, buffer) for name, buffer in clip.named_buffers() if "running" in name]
+    return [*clip.named_parameters(), *running]
+
+
 def train(objective, grow, dtype=torch.float64, half=False):
     clip = model(False, dtype)
     with torch.no_grad():
@@ -113,8 +119,8 @@ def train(objective, grow, dtype=torch.float64, half=False):
             "index": index.tolist() if matched else None,
         })
     finals = {}
-    for stream, (name, tensor) in enumerate(clip.state_dict().items()):
-        x = tensor.numpy().ravel()
+    for stream, (name, tensor) in enumerate(tensors(clip)):
+        x = tensor.detach().numpy().ravel()
         x = x.astype(np.float64)
         finals[name] = [float(x @ v) for v in (np.ones(x.size), x, noise(PROBE + stream, x.size))]
     return steps, finals
