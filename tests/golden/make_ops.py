@@ -287,11 +287,192 @@ def adamw():
     return file
 
 
+def conv2d():
+    """A case with `images` has pictures as they are loaded, one with `times` a batch of as many
+    copies of `x` or `images`, of which there is the gradient by `w` alone. Gradients by `x` are
+    only of stride 1."""
+    file = {}
+    for case, n, h, w, c, o, stride, times in [
+        ("pixel", 2, 1, 1, 3, 2, 1, 1),
+        ("row", 1, 1, 7, 1, 9, 1, 1),
+        ("odd", 2, 5, 3, 9, 8, 1, 1),
+        ("inputs", 1, 3, 2, 33, 3, 1, 1),
+        ("outputs", 1, 2, 3, 2, 65, 1, 1),
+        ("both", 1, 1, 2, 16, 8, 1, 1),
+        ("half", 2, 4, 6, 5, 3, 2, 1),
+        ("odd_half", 1, 5, 7, 16, 7, 2, 1),
+        ("many", 1, 23, 19, 2, 1, 1, 24),
+        ("picture", 2, 7, 6, 3, 9, 2, 1),
+        ("pictures", 1, 26, 25, 3, 1, 2, 61),
+    ]:
+
+        def run(w, x=None, images=None, stride=stride, times=times):
+            planes = x.permute(0, 3, 1, 2) if images is None else images
+            planes = planes.repeat(times, 1, 1, 1)
+            return {"y": F.conv2d(planes, w, stride=stride, padding=1).permute(0, 2, 3, 1)}
+
+        inputs = {"images": rand(n, 3, h, w)} if "picture" in case else {"x": rand(n, h, w, c)}
+        add(file, case, run, ["y"], w=rand(o, c, 3, 3), **inputs)
+        unwanted = ["dimages"] + ["dx"] * (stride == 2 or times > 1) + ["y"] * (times > 1)
+        for tensor in unwanted:
+            file.pop(f"{case}/{tensor}", None)
+            file.pop(f"{case}/{tensor}.naive", None)
+        file[f"{case}/stride"] = torch.tensor([stride])
+        file[f"{case}/times"] = torch.tensor([times])
+    return file
+
+
+def batchnorm():
+    """A case with `running` is one of evaluation; `before` is what statistics run on from."""
+    file = {}
+
+    def far(shape):
+        return rand(*shape) + 1000
+
+    def constant(shape):
+        x = rand(*shape)
+        x[..., 1] = 3.25
+        return x
+
+    for case, shape, relu, residual, make in [
+        ("one", (1, 1, 1, 3), False, False, None),
+        ("two", (2, 1, 1, 1), False, False, None),
+        ("plain", (3, 5, 2, 9), False, False, None),
+        ("relu", (1, 5, 3, 17), True, False, None),
+        ("both", (2, 5, 7, 6), True, True, None),
+        ("residual", (2, 3, 1, 33), False, True, None),
+        ("constant", (2, 3, 7, 3), True, True, constant),
+        ("far", (5, 7, 3, 2), False, False, far),
+        ("parts", (1, 7, 293, 1), False, False, None),
+        ("running", (2, 3, 5, 9), False, False, None),
+        ("running_one", (1, 1, 1, 5), True, False, None),
+        ("running_both", (3, 5, 2, 8), True, True, None),
+    ]:
+
+        def pixels(planes):
+            return planes.permute(0, 2, 3, 1).flatten(0, 2)
+
+        def run(x, gain_bias, residual=None, before=None, running=None, shape=shape, relu=relu):
+            planes, result = x.view(shape).permute(0, 3, 1, 2), {}
+            if running is not None:
+                y = F.batch_norm(planes, *running.detach(), *gain_bias)
+            else:
+                # of deviations: x.var(), which updates its mean as it goes, is less exact far from 0
+                mean = x.mean(0)
+                result = {"mean": mean, "var": (x - mean).square().mean(0)}
+                if len(x) > 1:
+                    y = F.batch_norm(planes, None, None, *gain_bias, True)
+                else:  # batch_norm refuses a single row
+                    gain, bias = gain_bias[:, None, :, None, None]
+                    y = (planes - mean[:, None, None]) / 1e-5**0.5 * gain + bias
+            if before is not None:
+                for name, momentum in [("observed", 1.0), ("after", 0.1)]:
+                    moved = before.detach().clone()
+                    again = F.batch_norm(planes, *moved, *gain_bias, True, momentum)
+                    assert torch.equal(again, y)
+                    result[name] = moved
+            y = pixels(y) if residual is None else pixels(y) + residual
+            # so that float32 decides about every value as float64 does
+            assert not relu or y.abs().min() > 1e-5
+            return result | {"y": y.relu() if relu else y}
+
+        rows, width = math.prod(shape[:3]), shape[3]
+        extra = {"residual": rand(rows, width)} if residual else {}
+        if "running" in case:
+            extra["running"] = torch.stack([rand(width), rand(width).abs() + 0.1])
+        elif rows > 1:
+            extra["before"] = torch.stack([rand(width), rand(width).abs() + 0.1])
+        x = (make or (lambda shape: 2 * rand(*shape) + 0.5))(shape).view(rows, width)
+        add(file, case, run, ["y"], x=x, gain_bias=rand(2, width), **extra)
+        if case == "parts":  # large, for its sums
+            for tensor in ["y", "dx"]:
+                del file[f"{case}/{tensor}"], file[f"{case}/{tensor}.naive"]
+        file[f"{case}/relu"] = torch.tensor([int(relu)])
+    return file
+
+
+def avg_pool2d():
+    file = {}
+    for case, shape in [
+        ("one", (1, 2, 2, 7)), ("some", (3, 4, 6, 5)), ("wide", (2, 2, 4, 33)), ("tall", (1, 14, 2, 8))
+    ]:
+
+        def run(x):
+            return {"y": F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)}
+
+        add(file, case, run, ["y"], x=rand(*shape))
+    return file
+
+
+def attention_pool():
+    """`tokens/` is what goes in front of the attention, `attention/` is between the linear maps."""
+    file = {}
+
+    def tokens(pixels, positions):
+        """[N, T - 1, C] and [T, C] to [T, N, C], as open_clip's AttentionPool2d makes them."""
+        x = pixels.permute(1, 0, 2)
+        return torch.cat([x.mean(dim=0, keepdim=True), x], dim=0) + positions[:, None, :]
+
+    def attend(query, keys, values, heads, weights, biases):
+        """Sequence first; three linear maps in front and none behind."""
+        width = query.shape[-1]
+        out, _ = F.multi_head_attention_forward(
+            query, keys, values, width, heads, None, torch.cat(biases), None, None, False, 0.0,
+            torch.eye(width, dtype=query.dtype), None, need_weights=False,
+            use_separate_proj_weight=True,
+            q_proj_weight=weights[0], k_proj_weight=weights[1], v_proj_weight=weights[2],
+        )
+        return out[0]
+
+    for case, n, t, heads, dim, scale in [
+        ("one", 1, 2, 1, 1, 1),
+        ("some", 3, 5, 2, 7, 1),
+        ("grid", 2, 10, 3, 4, 1),
+        ("long", 1, 50, 2, 3, 1),
+        ("wide", 2, 3, 1, 70, 1),
+        ("peaky", 2, 10, 2, 5, 6),
+    ]:
+        width = heads * dim
+
+        def embed(pixels, positions):
+            all = tokens(pixels, positions).transpose(0, 1)
+            return {"query": all[:, 0], "keys": all, "values": all}
+
+        def run(query, keys, values, heads=heads, width=width, dim=dim):
+            eye, zero = torch.eye(width, dtype=query.dtype), torch.zeros(width, dtype=query.dtype)
+            first = [query[None], keys.transpose(0, 1), values.transpose(0, 1)]
+            out = attend(*first, heads, [eye] * 3, [zero] * 3)
+            q, k = query.unflatten(1, (heads, dim)), keys.unflatten(2, (heads, dim))
+            scores = torch.einsum("nhd,nthd->nht", q, k) / math.sqrt(dim)
+            return {"out": out, "lse": scores.logsumexp(-1)}
+
+        part = f"tokens/{case}"
+        add(file, part, embed, ["query", "keys", "values"],
+            pixels=rand(n, t - 1, width), positions=rand(t, width))
+        for role in ["query", "keys"]:  # the values are all tokens
+            del file[f"{part}/{role}"], file[f"{part}/{role}.naive"]
+        part = f"attention/{case}"
+        add(file, part, run, ["out"], query=rand(n, width, scale=scale),
+            keys=rand(n, t, width, scale=scale), values=rand(n, t, width))
+        file[f"{part}/heads"] = torch.tensor([heads])
+
+        # the pieces together are the whole, where every token asks and the first is heard
+        x = tokens(rand(n, t - 1, width).double(), rand(t, width).double())
+        maps = [rand(width, width).double() for _ in range(3)], [rand(width).double()] * 3
+        q, k, v = (F.linear(x, w, b) for w, b in zip(*maps))
+        pieces = run(q[0], k.transpose(0, 1), v.transpose(0, 1))["out"]
+        assert torch.allclose(pieces, attend(x, x, x, heads, *maps), rtol=1e-12, atol=1e-12)
+    return file
+
+
 def main():
     manifest = HERE / "MANIFEST"
     lines = manifest.read_text().splitlines() if manifest.exists() else []
     lines = [line for line in lines if line.split()[2] != GENERATOR]
-    for make in [linear, layernorm, gelu, attention, l2norm, pool, contrastive, embedding, patch_embedding, grad_norm, adamw]:
+    for make in [
+        linear, layernorm, gelu, attention, l2norm, pool, contrastive, embedding, patch_embedding,
+        grad_norm, adamw, conv2d, batchnorm, avg_pool2d, attention_pool,
+    ]:
         torch.manual_seed(20240611)
         path = HERE / f"ops_{make.__name__}.safetensors"
         save_file(make(), path)

@@ -5,6 +5,55 @@ use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::attention_pool::{self, AttentionPoolShape};
 
+fn agrees_with_torch<D: Backend>(device: &D) {
+    for c in Case::all(device, "attention_pool") {
+        if c.case.starts_with("tokens/") { tokens_as_torch(&c) } else { attention_as_torch(&c) }
+    }
+}
+on_every_device!(agrees_with_torch);
+
+fn tokens_as_torch<D: Backend>(c: &Case<D>) {
+    let ([images, tokens, width], device) = (c.dims("values"), c.device);
+    let shape = AttentionPoolShape { images, tokens, heads: 1, head_dim: width };
+    let (weights, slots) = c.weights(&["positions"]);
+    let (pixels, mut made) = (c.act("pixels"), c.poison("values"));
+    let (from, at) = (View::<D, _>::all(&pixels), Weight::<D>::at(&weights, slots[0]));
+    attention_pool::tokens(device, shape, from, at, ViewMut::all(&mut made)).unwrap();
+    c.close::<D::Act>("values", &made);
+
+    let [dquery, dkeys, dvalues] = ["dquery", "dkeys", "dvalues"].map(|name| c.act(name));
+    let mut dpixels = c.poison("dpixels");
+    let mut dpositions = filled::<D, D::Acc>(device, START, tokens * width);
+    let from = (View::<D, _>::all(&dquery), [&dkeys, &dvalues].map(View::<D, _>::all));
+    let to = (ViewMut::all(&mut dpixels), ViewMut::all(&mut dpositions));
+    attention_pool::backward_tokens(device, shape, from.0, from.1, to.0, to.1).unwrap();
+    c.close::<D::Act>("dpixels", &dpixels);
+    c.added("dpositions", &device.to_vec::<D::Acc>(View::all(&dpositions)).unwrap());
+}
+
+fn attention_as_torch<D: Backend>(c: &Case<D>) {
+    let ([images, tokens, width], device) = (c.dims("keys"), c.device);
+    let heads = c.index("heads")[0] as usize;
+    let shape = AttentionPoolShape { images, tokens, heads, head_dim: width / heads };
+    let [query, keys, values] = ["query", "keys", "values"].map(|name| c.act(name));
+    let (query, keys_values) = (View::<D, _>::all(&query), [&keys, &values].map(View::<D, _>::all));
+    let (mut out, mut lse) = (c.poison("out"), c.poison("lse"));
+    let to = (ViewMut::all(&mut out), ViewMut::all(&mut lse));
+    attention_pool::forward(device, shape, query, keys_values, to.0, to.1).unwrap();
+    c.close::<D::Act>("out", &out);
+    c.close::<D::Acc>("lse", &lse);
+
+    let [mut dquery, mut dkeys, mut dvalues] =
+        ["dquery", "dkeys", "dvalues"].map(|name| c.poison(name));
+    let (dout, out_lse) = (c.act("dout"), (View::all(&out), View::all(&lse)));
+    let to = (ViewMut::all(&mut dquery), [&mut dkeys, &mut dvalues].map(ViewMut::all));
+    let dout = View::all(&dout);
+    attention_pool::backward(device, shape, query, keys_values, out_lse, dout, to.0, to.1).unwrap();
+    for (name, buf) in [("dquery", &dquery), ("dkeys", &dkeys), ("dvalues", &dvalues)] {
+        c.close::<D::Act>(name, buf);
+    }
+}
+
 /// Heads of 64, which have kernels of their own, and of other widths up to the widest; tokens
 /// around the 4 that a warp reads at a time and the 16 that it has on their way (1 and 4 of other
 /// heads); pictures around the 4 that share positions; more columns than a block has.
@@ -216,5 +265,99 @@ fn backward_agrees<D: Backend>(
         [("dquery", &dquery, 0), ("dkeys", &dkeys, 1), ("dvalues", &dvalues, 2)]
     {
         tensor.check(device, &format!("{name}, {shape:?}"), &want[i], |at| slack[i][at]);
+    }
+}
+
+const EXTENTS: &str = "every extent must be at least 1, T at least 2";
+const SHAPE: AttentionPoolShape =
+    AttentionPoolShape { images: 2, tokens: 3, heads: 2, head_dim: 5 };
+const NOT_SHAPES: [AttentionPoolShape; 4] = [
+    AttentionPoolShape { images: 0, ..SHAPE },
+    AttentionPoolShape { tokens: 1, ..SHAPE },
+    AttentionPoolShape { heads: 0, ..SHAPE },
+    AttentionPoolShape { head_dim: 0, ..SHAPE },
+];
+
+#[test]
+fn tokens_refuse_what_does_not_fit() {
+    let device = Cpu::<f32>::new(1).unwrap();
+    let long = vec![0.0; 99];
+    let from = |len| View::of(&long, 0..len);
+
+    let call = |shape, [pixels, positions, tokens]: [usize; 3]| {
+        let (at, mut to) = (Slot { offset: 0, len: positions }, vec![0.0; tokens]);
+        let (at, to) = (Weight::at(&long, at), ViewMut::all(&mut to));
+        attention_pool::tokens(&device, shape, from(pixels), at, to)
+    };
+    let op = "attention_pool::tokens";
+    call(SHAPE, [40, 30, 60]).unwrap();
+    for shape in NOT_SHAPES {
+        refused(call(shape, [40, 30, 60]), op, EXTENTS);
+    }
+    refused(call(SHAPE, [39, 30, 60]), op, "pixels must be [N, T - 1, C]");
+    refused(call(SHAPE, [40, 20, 60]), op, "positions must be [T, C]");
+    refused(call(SHAPE, [40, 30, 61]), op, "tokens must be [N, T, C]");
+
+    let call = |shape, [dquery, dkeys, dvalues, dpixels, dpositions]: [usize; 5]| {
+        let [mut dpixels, mut dpositions] = [dpixels, dpositions].map(|len| vec![0.0; len]);
+        let to = (ViewMut::all(&mut dpixels), ViewMut::all(&mut dpositions));
+        let from = (from(dquery), [from(dkeys), from(dvalues)]);
+        attention_pool::backward_tokens(&device, shape, from.0, from.1, to.0, to.1)
+    };
+    let op = "attention_pool::backward_tokens";
+    call(SHAPE, [20, 60, 60, 40, 30]).unwrap();
+    for shape in NOT_SHAPES {
+        refused(call(shape, [20, 60, 60, 40, 30]), op, EXTENTS);
+    }
+    refused(call(SHAPE, [21, 60, 60, 40, 30]), op, "dquery must be [N, C]");
+    refused(call(SHAPE, [20, 59, 60, 40, 30]), op, "tokens must be [N, T, C]");
+    refused(call(SHAPE, [20, 60, 59, 40, 30]), op, "tokens must be [N, T, C]");
+    refused(call(SHAPE, [20, 60, 60, 41, 30]), op, "pixels must be [N, T - 1, C]");
+    refused(call(SHAPE, [20, 60, 60, 40, 31]), op, "dpositions must be [T, C]");
+}
+
+#[test]
+fn attention_refuses_what_does_not_fit() {
+    let device = Cpu::<f32>::new(1).unwrap();
+    let long = vec![0.0; 99];
+    let from = |len| View::of(&long, 0..len);
+    // query, keys, values, out, lse
+    let forward = |shape, [query, keys, values, out, lse]: [usize; 5]| {
+        let [mut out, mut lse] = [out, lse].map(|len| vec![0.0; len]);
+        let to = (ViewMut::all(&mut out), ViewMut::all(&mut lse));
+        let keys_values = [from(keys), from(values)];
+        attention_pool::forward(&device, shape, from(query), keys_values, to.0, to.1)
+    };
+    // the same, and dout, dquery, dkeys, dvalues
+    let backward = |shape, lens: [usize; 9]| {
+        let [query, keys, values, out, lse, dout] = std::array::from_fn(|i| from(lens[i]));
+        let [mut dquery, mut dkeys, mut dvalues] = [6, 7, 8].map(|i| vec![0.0; lens[i]]);
+        let dquery = ViewMut::all(&mut dquery);
+        let d = [&mut dkeys, &mut dvalues].map(ViewMut::all);
+        let keys_values = [keys, values];
+        attention_pool::backward(&device, shape, query, keys_values, (out, lse), dout, dquery, d)
+    };
+    let fits = [20, 60, 60, 20, 4, 20, 20, 60, 60];
+    let [short, long, lse] = [
+        "queries and outputs must be [N, C]",
+        "keys and values must be [N, T, C]",
+        "lse must be [N, heads]",
+    ];
+    let rules = [short, long, long, short, lse, short, short, long, long];
+    let first = |lens: [usize; 9]| *lens.first_chunk().unwrap();
+    let (op, op_back) = ("attention_pool::forward", "attention_pool::backward");
+    forward(SHAPE, first(fits)).unwrap();
+    backward(SHAPE, fits).unwrap();
+    for shape in NOT_SHAPES {
+        refused(forward(shape, first(fits)), op, EXTENTS);
+        refused(backward(shape, fits), op_back, EXTENTS);
+    }
+    for (at, rule) in rules.into_iter().enumerate() {
+        let mut lens = fits;
+        lens[at] += 1;
+        if at < 5 {
+            refused(forward(SHAPE, first(lens)), op, rule);
+        }
+        refused(backward(SHAPE, lens), op_back, rule);
     }
 }

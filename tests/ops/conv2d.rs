@@ -1,9 +1,131 @@
-//! `conv2d` against its twin, every kernel of it.
+//! `conv2d` against `torch.nn.functional.conv2d`, and every kernel of it against its twin.
 
 use super::twin::{Param, Tensor, U, all, all_mut, on_every_twin, twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::conv2d::{self, Conv2dShape, TAPS};
+
+fn agrees_with_torch<D: Backend>(device: &D) {
+    for c in Case::all(device, "conv2d") {
+        let of_pictures = c.has("images");
+        let [images, height, width, inputs] = if of_pictures {
+            let [images, channels, height, width] = c.dims("images");
+            [images, height, width, channels]
+        } else {
+            c.dims("x")
+        };
+        let ([outputs, _, _, _], times) = (c.dims("w"), c.index("times")[0] as usize);
+        let (images, stride) = (times * images, c.index("stride")[0] as usize);
+        let shape = Conv2dShape { images, height, width, inputs, outputs, stride };
+        let (weights, slots) = c.weights(&["w"]);
+        let w = Weight::<D>::at(&weights, slots[0]);
+        let one = c.values(if of_pictures { "images" } else { "x" });
+        let (x, dy) = (one.repeat(times), c.act("dy"));
+        let (pictures, x) = (buffer::<D, f32>(device, &x), buffer::<D, D::Act>(device, &x));
+        let (pictures, x) = (View::<D, _>::all(&pictures), View::<D, _>::all(&x));
+        let dy = View::<D, _>::all(&dy);
+
+        if c.has("y") {
+            let mut y = c.poison("y");
+            let to = ViewMut::all(&mut y);
+            match of_pictures {
+                true => conv2d::forward_pictures(device, shape, pictures, w, to).unwrap(),
+                false => conv2d::forward(device, shape, x, w, to).unwrap(),
+            }
+            c.close::<D::Act>("y", &y);
+        }
+        if c.has("dx") {
+            let mut dx = c.poison("dx");
+            conv2d::backward_input(device, shape, dy, w, ViewMut::all(&mut dx)).unwrap();
+            c.close::<D::Act>("dx", &dx);
+        }
+        let mut dw = filled::<D, D::Acc>(device, START, slots[0].len);
+        let to = ViewMut::all(&mut dw);
+        match of_pictures {
+            true => conv2d::backward_weight_pictures(device, shape, pictures, dy, to).unwrap(),
+            false => conv2d::backward_weight(device, shape, x, dy, to).unwrap(),
+        }
+        c.added("dw", &device.to_vec::<D::Acc>(View::all(&dw)).unwrap());
+    }
+}
+on_every_device!(agrees_with_torch);
+
+/// Long sums over pixels are cut in parts, by the shape and not by who is there to add.
+#[test]
+fn gives_the_same_bits_for_every_number_of_threads() {
+    let shape = Conv2dShape { images: 3, height: 61, width: 67, inputs: 3, outputs: 5, stride: 1 };
+    let narrow = |seed, len| noise(seed, len).into_iter().map(|x| x as f32).collect::<Vec<_>>();
+    let (x, dy) = (narrow(1, 3 * shape.pixels_in()), narrow(2, 5 * shape.pixels_out()));
+    let with = |threads| {
+        let device = Cpu::<f32>::new(threads).unwrap();
+        let mut dw = [vec![0.5; 135], vec![0.5; 135]];
+        let [channels_last, pictures] = &mut dw;
+        let (x, dy) = (View::all(&x), View::all(&dy));
+        conv2d::backward_weight(&device, shape, x, dy, ViewMut::all(channels_last)).unwrap();
+        conv2d::backward_weight_pictures(&device, shape, x, dy, ViewMut::all(pictures)).unwrap();
+        dw.map(|dw| dw.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(7));
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let device = Cpu::<f32>::new(1).unwrap();
+    let long = vec![0.0; 999];
+    // pictures, rows, columns, channels in and out, stride, and the lengths of x, W and y
+    let call = |which: usize, extents: [usize; 6], [x, w, y]: [usize; 3]| {
+        let [images, height, width, inputs, outputs, stride] = extents;
+        let shape = Conv2dShape { images, height, width, inputs, outputs, stride };
+        let weight = Weight::at(&long, Slot { offset: 0, len: w });
+        let from = |len| View::of(&long, 0..len);
+        let mut room = vec![0.0; [y, x, w, y, w][which]];
+        let to = ViewMut::all(&mut room);
+        match which {
+            0 => conv2d::forward(&device, shape, from(x), weight, to),
+            1 => conv2d::backward_input(&device, shape, from(y), weight, to),
+            2 => conv2d::backward_weight(&device, shape, from(x), from(y), to),
+            3 => conv2d::forward_pictures(&device, shape, from(x), weight, to),
+            _ => conv2d::backward_weight_pictures(&device, shape, from(x), from(y), to),
+        }
+    };
+    let ops = [
+        "conv2d::forward",
+        "conv2d::backward_input",
+        "conv2d::backward_weight",
+        "conv2d::forward_pictures",
+        "conv2d::backward_weight_pictures",
+    ];
+    let (extents, lens) = ([2, 3, 5, 3, 2, 1], [90, 54, 60]);
+    for (which, op) in ops.into_iter().enumerate() {
+        call(which, extents, lens).unwrap();
+        let with = |at: usize, value: usize| {
+            let mut extents = extents;
+            extents[at] = value;
+            extents
+        };
+        let rule = "extents must be at least 1, the stride 1 or 2";
+        for extents in [with(0, 0), with(1, 0), with(2, 0), with(4, 0)] {
+            refused(call(which, extents, lens), op, rule);
+        }
+        let rule = if which == 1 { "the stride must be 1" } else { rule };
+        refused(call(which, with(5, 0), lens), op, rule);
+        refused(call(which, with(5, 3), lens), op, rule);
+        refused(call(which, extents, [89, 54, 60]), op, "x must be [N, H, W, C]");
+        refused(call(which, extents, [90, 55, 60]), op, "W must be [O, C, 3, 3]");
+        refused(call(which, extents, [90, 54, 61]), op, "y must be [N, H', W', O]");
+    }
+    // 3 × 5 pixels become 2 × 3
+    for which in [0, 2, 3, 4] {
+        call(which, [2, 3, 5, 3, 2, 2], [90, 54, 24]).unwrap();
+    }
+    refused(call(1, [2, 3, 5, 3, 2, 2], [90, 54, 24]), ops[1], "the stride must be 1");
+    for which in [3, 4] {
+        let four = call(which, [2, 3, 5, 4, 2, 1], [120, 72, 60]);
+        refused(four, ops[which], "pictures have 3 channels");
+    }
+}
 
 /// Pictures, rows, columns, channels in and out, stride: around the tiles of 32, 64 and 128
 /// outputs, 256 and 512 pixels, 32 channels and steps of 16 and 32 pixels; channels that are no

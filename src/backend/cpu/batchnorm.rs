@@ -110,13 +110,16 @@ impl<F: CpuFloat> BatchNorm for Cpu<F> {
             let (along, plain) = sums.split_at_mut(width);
             along.iter_mut().zip(var).for_each(|(along, &var)| *along *= rstd(var));
             dgain_dbias.iter_mut().zip(along.iter().chain(&*plain)).for_each(|(d, &s)| *d += s);
-            let batch = F::from_f64(match whose {
-                Statistics::Batch => 1.0 / rows as f64,
-                Statistics::Running => 0.0,
-            });
-            along.iter_mut().zip(var).for_each(|(along, &var)| *along *= rstd(var) * batch);
-            plain.iter_mut().for_each(|plain| *plain *= batch);
-            let (along, plain) = (&*along, &*plain);
+            let share = F::from_f64(1.0 / rows as f64);
+            match whose {
+                Statistics::Batch => {
+                    along.iter_mut().zip(var).for_each(|(sum, &var)| *sum *= rstd(var) * share);
+                    plain.iter_mut().for_each(|sum| *sum *= share);
+                }
+                // not times 0, which a NaN among the rows would survive
+                Statistics::Running => sums.fill(F::ZERO),
+            }
+            let (along, plain) = sums.split_at(width);
             let work = |i: usize, dx: &mut [F], dresidual: Option<&mut [F]>| {
                 let here = i * block..i * block + dx.len();
                 let y = y.map(|y| &y[here.clone()]);

@@ -188,8 +188,8 @@ pub fn forward<D: BatchNorm>(
 ///
 /// - `dresidual = g`,
 /// - `dgain += Σ g·x̂`, `dbias += Σ g`,
-/// - `dx = gain / sqrt(var + ε) · g` with running statistics, and with the batch's own
-///   `dx = gain / sqrt(var + ε) · (g − Σ g / rows − x̂ · Σ g·x̂ / rows)`.
+/// - `dx = gain / sqrt(var + ε) · g` with running statistics, but NaN where `x` is not finite, and
+///   with the batch's own `dx = gain / sqrt(var + ε) · (g − Σ g / rows − x̂ · Σ g·x̂ / rows)`.
 ///
 /// `dx` and `dresidual` are overwritten, `dgain_dbias` `[2, C]` is added to. Rows in which `y` is
 /// NaN pass `dy` on, so that what is not finite is noticed.
