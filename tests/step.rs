@@ -59,7 +59,7 @@ pub fn batch(step: u64) -> Batch {
 }
 
 /// As [`batch`], of pictures of that side.
-fn batch_of(side: usize, step: u64) -> Batch {
+pub fn batch_of(side: usize, step: u64) -> Batch {
     let context = 13;
     let values = noise(PIXELS + step, PAIRS * 3 * side * side);
     let images = values.chunks(3 * side * side).enumerate().flat_map(|(n, image)| {
@@ -108,7 +108,7 @@ pub fn trainer_matching<D: Backend>(
     trainer_of(&tiny(false), device, objective, match_every, passes, keep)
 }
 
-fn trainer_of<D: Backend>(
+pub fn trainer_of<D: Backend>(
     config: &ClipConfig,
     device: &D,
     objective: Objective,

@@ -209,7 +209,7 @@ const DEFAULT_MODEL: &str = "ViT-B-32";
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Name of a model (`ViT-B-32`, `ViT-B-16`, or one of the small ones that `--list-models`
+    /// Name of a model (`RN50`, `ViT-B-32`, `ViT-B-16`, or one of the small ones that `--list-models`
     /// prints), or a JSON file in open_clip's form [default: that of --pretrained, or ViT-B-32]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -313,7 +313,7 @@ pub struct OptimArgs {
     /// memory of batch-size
     #[arg(long, default_value_t = 1, value_name = "PASSES")]
     pub accum_freq: usize,
-    /// Keep only the input of each transformer block and run its forward again in the backward: the
+    /// Keep only the input of each residual block and run its forward again in the backward: the
     /// same result, bit for bit, in less memory and more time
     #[arg(long)]
     pub grad_checkpointing: bool,

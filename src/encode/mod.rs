@@ -99,8 +99,8 @@ fn first_mut<D: Device, T: Element>(buf: &mut D::Buf<T>, len: usize) -> ViewMut<
 /// The image tower that a configuration asks for.
 #[derive(Clone, Debug)]
 enum ImageTower {
-    Vit(Vit),
-    ResNet(ResNet),
+    Vit(Box<Vit>),
+    ResNet(Box<ResNet>),
 }
 
 impl ImageTower {
@@ -129,10 +129,10 @@ impl Towers {
         let features = config.embed_dim;
         let image = match &config.vision_cfg {
             VisionConfig::Vit(vit) => {
-                ImageTower::Vit(Vit::new(&mut table, vit, features, config.gelu()))
+                ImageTower::Vit(Box::new(Vit::new(&mut table, vit, features, config.gelu())))
             }
             VisionConfig::ResNet(resnet) => {
-                ImageTower::ResNet(ResNet::new(&mut table, resnet, features))
+                ImageTower::ResNet(Box::new(ResNet::new(&mut table, resnet, features)))
             }
         };
         let text = Text::new(&mut table, head, config);
