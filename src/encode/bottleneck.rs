@@ -29,7 +29,7 @@ pub struct Bottleneck {
     pools: bool,
 }
 
-/// What the backward needs beside input, output and statistics; with rows of `Values`.
+/// What the backward needs beside input, output and statistics.
 pub struct BottleneckActivations<D: Device> {
     conv1: D::Buf<D::Act>,
     bn1: D::Buf<D::Act>,
@@ -60,27 +60,25 @@ pub struct Stream<D: Device> {
     pub inner: [D::Buf<D::Act>; 2],
 }
 
-/// Values of one picture in every buffer of [`BottleneckActivations`], in their order.
-type Values = [usize; 9];
-
 impl<D: Device> BottleneckActivations<D> {
     /// Room for `images` pictures in any of `blocks`.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
     pub fn new(device: &D, blocks: &[Bottleneck], images: usize) -> Result<Self> {
-        let largest = |i: usize| blocks.iter().map(|block| block.values()[i]).max().unwrap_or(0);
-        let room = |i: usize| device.alloc(images * largest(i));
+        let room = |values: fn(&Bottleneck) -> usize| {
+            device.alloc(images * blocks.iter().map(values).max().unwrap_or(0))
+        };
         Ok(Self {
-            conv1: room(0)?,
-            bn1: room(1)?,
-            conv2: room(2)?,
-            bn2: room(3)?,
-            pooled: room(4)?,
-            conv3: room(5)?,
-            past_pooled: room(6)?,
-            past_conv: room(7)?,
-            past: room(8)?,
+            conv1: room(Bottleneck::inner_values)?,
+            bn1: room(Bottleneck::inner_values)?,
+            conv2: room(Bottleneck::inner_values)?,
+            bn2: room(Bottleneck::inner_values)?,
+            pooled: room(|block| if block.pools { block.pooled_values() } else { 0 })?,
+            conv3: room(Bottleneck::out_values)?,
+            past_pooled: room(|block| if block.pools { block.past_pooled_values() } else { 0 })?,
+            past_conv: room(Bottleneck::past_values)?,
+            past: room(Bottleneck::past_values)?,
         })
     }
 }
@@ -110,25 +108,6 @@ impl Bottleneck {
         Self { conv1, bn1, conv2, bn2, conv3, bn3, downsample, pools }
     }
 
-    fn values(&self) -> Values {
-        let inner = self.conv2.out_values();
-        let (pooled, out) = (self.pixels_out() * self.conv3.inputs, self.out_values());
-        let past_pooled = self.pixels_out() * self.conv1.inputs;
-        let if_it = |is: bool, values: usize| if is { values } else { 0 };
-        let past = self.downsample.is_some();
-        [
-            inner,
-            inner,
-            inner,
-            inner,
-            if_it(self.pools, pooled),
-            out,
-            if_it(self.pools, past_pooled),
-            if_it(past, out),
-            if_it(past, out),
-        ]
-    }
-
     fn pixels_out(&self) -> usize {
         (self.conv2.side / if self.pools { 2 } else { 1 }).pow(2)
     }
@@ -143,9 +122,29 @@ impl Bottleneck {
         self.pixels_out() * self.conv3.outputs
     }
 
+    /// Of one picture, behind the first two convolutions.
+    fn inner_values(&self) -> usize {
+        self.conv2.out_values()
+    }
+
+    /// Of one picture, in front of the last convolution.
+    fn pooled_values(&self) -> usize {
+        self.pixels_out() * self.conv3.inputs
+    }
+
+    /// Of one picture, in front of the way past's convolution.
+    fn past_pooled_values(&self) -> usize {
+        self.pixels_out() * self.conv1.inputs
+    }
+
+    /// Of one picture, behind the way past's convolution; 0 where there is none.
+    fn past_values(&self) -> usize {
+        if self.downsample.is_some() { self.out_values() } else { 0 }
+    }
+
     /// Most values of one picture that a gradient within it has.
-    pub fn inner_values(&self) -> usize {
-        self.values().into_iter().max().unwrap_or(0)
+    pub fn gradient_values(&self) -> usize {
+        self.inner_values().max(self.out_values())
     }
 
     /// Room for its statistics.
@@ -156,6 +155,12 @@ impl Bottleneck {
         let past = self.downsample.as_ref().map(|(_, norm)| norm.stats(device)).transpose()?;
         let [bn1, bn2, bn3] = [self.bn1, self.bn2, self.bn3].map(|norm| norm.stats(device));
         Ok(BottleneckStats { bn1: bn1?, bn2: bn2?, bn3: bn3?, past })
+    }
+
+    /// Lengths within, in front of the last convolution, behind it and in front of the past's.
+    fn lens(&self, images: usize) -> [usize; 4] {
+        let (inner, pooled) = (self.inner_values(), self.pooled_values());
+        [inner, pooled, self.out_values(), self.past_pooled_values()].map(|values| images * values)
     }
 
     fn pool(&self, images: usize, channels: usize) -> AvgPool2dShape {
@@ -202,8 +207,7 @@ impl Bottleneck {
         acts: &mut BottleneckActivations<D>,
         stats: &mut BottleneckStats<D>,
     ) -> Result<()> {
-        let [inner, .., past_pooled, _, _] = self.values().map(|values| images * values);
-        let (pooled, out) = (images * self.values()[4], images * self.out_values());
+        let [inner, pooled, out, past_pooled] = self.lens(images);
         let measure = |norm: BatchNorm, x: View<'_, D, D::Act>, stats: &mut _| match norms {
             Some(norms) => norm.measure(pass, norms, x, stats),
             None => Ok(()),
@@ -253,8 +257,7 @@ impl Bottleneck {
         y: View<'_, D, D::Act>,
         d: &mut Stream<D>,
     ) -> Result<()> {
-        let [inner, .., past_pooled, _, _] = self.values().map(|values| images * values);
-        let (pooled, out) = (images * self.values()[4], images * self.out_values());
+        let [inner, pooled, out, past_pooled] = self.lens(images);
         let [ping, pong] = &mut d.inner;
         // in turn: each stage reads `ping`, writes `pong`, and the two change names
         let (mut ping, mut pong) = (ping, pong);

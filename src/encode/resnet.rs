@@ -89,7 +89,7 @@ impl<D: Device> ResNetGradients<D> {
         };
         let stream = most(&|block| block.in_values().max(block.out_values()));
         let stem = resnet.stem.iter().map(|(conv, _)| images * conv.out_values()).max();
-        let inner = most(&Bottleneck::inner_values).max(stem.unwrap_or(0));
+        let inner = most(&Bottleneck::gradient_values).max(stem.unwrap_or(0));
         Ok(Self {
             stream: Stream {
                 stream: device.alloc(stream)?,
