@@ -239,13 +239,17 @@ fn built_in_models_have_the_documented_sizes() {
 /// difference; constants must agree to the rounding of f32.
 #[test]
 fn initial_values_are_distributed_as_open_clips() {
-    let golden: Value = serde_json::from_slice(&golden::read("encode_init.json")).unwrap();
-    let config = tiny(false);
+    distributed_as_open_clips(tiny(false), "encode_init.json");
+    distributed_as_open_clips(tiny_resnet(), "resnet_init.json");
+}
+
+fn distributed_as_open_clips(config: ClipConfig, file: &str) {
+    let golden: Value = serde_json::from_slice(&golden::read(file)).unwrap();
     let table = encode::params(&config).unwrap();
     let models: Vec<Vec<f32>> =
         (0..300).map(|seed| encode::init::values(&table, &config, seed)).collect();
-    assert_eq!(golden.as_object().unwrap().len(), table.iter().count());
-    for param in table.iter() {
+    assert_eq!(golden.as_object().unwrap().len(), table.weights().count());
+    for param in table.weights() {
         let theirs = &golden[&param.name];
         let draws = || models.iter().flat_map(|m| &m[param.slot.range()]).map(|&x| f64::from(x));
         let n = draws().count() as f64;

@@ -114,13 +114,14 @@ def towers(folder):
             save_file(exact, folder / f"encode_{tower}_{gelu}.safetensors")
 
 
-def initial_values(folder):
-    """For every parameter [mean, deviation] of x, |x|, x^2 and x^4 over many models."""
+def initial_values(path):
+    """For every tensor of floats [mean, deviation] of x, |x|, x^2 and x^4 over many models."""
     samples = {}
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         for name, tensor in CLIP(**CONFIG).state_dict().items():
-            samples.setdefault(name, []).append(tensor.double().numpy().ravel())
+            if tensor.is_floating_point():
+                samples.setdefault(name, []).append(tensor.double().numpy().ravel())
     stats = {}
     for name, parts in samples.items():
         x = np.concatenate(parts)
@@ -130,7 +131,7 @@ def initial_values(folder):
             "stats": [[float(f"{v:.9g}") for v in (p.mean(), p.std())] for p in powers],
         }
     text = json.dumps(stats, indent=1)
-    (folder / "encode_init.json").write_text(text + "\n")
+    path.write_text(text + "\n")
 
 
 if __name__ == "__main__":
@@ -138,4 +139,4 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     (out / "encode_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     towers(out)
-    initial_values(out)
+    initial_values(out / "encode_init.json")

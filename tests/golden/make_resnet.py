@@ -10,7 +10,7 @@ encode_resnet: in float64, for `train` and `eval`, the features and, of every pa
 inner products with ones, with itself and with noise; for `train` also the gradients themselves, and the
 running statistics after three batches. `naive_f32` = [features, gradients] as in make_encode.py,
 with batch norm in float32, too.
-step_resnet: make_step.py's runs with this tower.
+step_resnet: make_step.py's runs with this tower. resnet_init: how open_clip draws initial values.
 """
 
 import hashlib
@@ -133,7 +133,8 @@ if __name__ == "__main__":
     (out / "resnet_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     encode(out)
     steps(out)
+    make_encode.initial_values(out / "resnet_init.json")
     lines = [line for line in (out / "MANIFEST").read_text().splitlines() if "make_resnet.py" not in line]
-    for name in ["encode_resnet.safetensors", "resnet_config.json", "step_resnet.json"]:
+    for name in ["encode_resnet.safetensors", "resnet_config.json", "resnet_init.json", "step_resnet.json"]:
         lines.append(f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}  {Path(__file__).name}")
     (out / "MANIFEST").write_text("".join(line + "\n" for line in sorted(lines, key=lambda line: line.split()[1])))

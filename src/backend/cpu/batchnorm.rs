@@ -173,8 +173,8 @@ impl<F: CpuFloat> BatchNorm for Cpu<F> {
 }
 
 impl<F: CpuFloat> Cpu<F> {
-    /// Hands to `work` the sums, `len` of them, to which `add(rows, sums)` adds what some rows have:
-    /// groups of rows to the sum of their part, parts to the whole, always in order.
+    /// Hands to `work` the sums, `len` of them, to which `add(rows, sums)` adds what some rows
+    /// have: groups of rows to the sum of their part, parts to the whole, always in order.
     fn column_sums(
         &self,
         rows: usize,
