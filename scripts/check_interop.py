@@ -3,12 +3,14 @@
     python scripts/check_interop.py target/release/roclip-model SCRATCH_DIR [NAME ...]
 
 Needs torch, open_clip_torch, transformers, safetensors, numpy, pillow and about 3 GB of disk. Each
-model is drawn by open_clip under torch.manual_seed(SEED); nothing is downloaded. For each it
+model is drawn by open_clip under torch.manual_seed(SEED), a ResNet's norms by `randomise`; nothing
+is downloaded. For each it
 prints the file's SHA-256 and the largest difference of normalised features: of `embed` from the
 converted directory against open_clip and against transformers, and of transformers against
 open_clip. Transformers is given open_clip's pixels, since its processor resizes with torchvision
-instead of Pillow; how far its pixels are from open_clip's is printed, too. Every tensor must come
-back bit for bit. Exit code 1 where something disagrees.
+instead of Pillow; how far its pixels are from open_clip's is printed, too. It has no ResNet. Every tensor must
+come back bit for bit. How far the features of different pictures are from each other is printed
+beside: a model that answers the same to all would pass. Exit code 1 where something disagrees.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
-MODELS = ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16")
+MODELS = ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16", "RN50")
 SEED = 7
 GOAL = 2e-6
 PAIRS = 8
@@ -87,10 +89,28 @@ def of_transformers(folder, images, pictures, captions):
     return features, (inputs["pixel_values"] - images).abs().max().item()
 
 
+def randomise(model):
+    """Norms of batches like trained ones; drawn, each block would add nothing and keep its scale."""
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias, 0, 0.2)
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.1, 0.6)
+            norm.num_batches_tracked.random_()
+
+
+def spread(features):
+    """Largest difference of two rows' features, least of all pairs of rows."""
+    rows = unit(features)
+    pairs = [np.abs(a - b).max() for n, a in enumerate(rows) for b in rows[:n]]
+    return float(min(pairs))
+
+
 def check(program, name, scratch):
     torch.manual_seed(SEED)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
-    model.eval()
+    randomise(model.eval())
     folder, source = scratch / name, scratch / f"{name}.safetensors"
     save_file({k: t.contiguous() for k, t in model.state_dict().items()}, source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -105,7 +125,7 @@ def check(program, name, scratch):
     )
     pictures, captions = shard(scratch / "pairs.tar")
     run(program, "embed", folder, "--shards", scratch / "pairs.tar", "--out", scratch / "out",
-        "--force", "--threads", 2, "--workers", 1)
+        "--force", "--threads", 2, "--workers", 1, "--batch-size", PAIRS)
     ours = [np.load(scratch / "out" / f"{kind}.npy") for kind in ("images", "texts")]
     tokenizer = open_clip.get_tokenizer(name)
     theirs = of_open_clip(model, preprocess, tokenizer, pictures, captions)
@@ -133,7 +153,8 @@ def check(program, name, scratch):
         run(program, "convert", only, folder)
         back = load_file(folder / "open_clip_model.safetensors")
         same = same and all(torch.equal(t, back[k]) for k, t in before.items())
-    told = {"model": name, "sha256": digest, "bits": same, **figures, "processor's pixels": pixels}
+    told = {"model": name, "sha256": digest, "bits": same, **figures, "processor's pixels": pixels,
+            "between pictures": spread(theirs[0])}
     print(json.dumps(told), flush=True)
     return same and max(figures.values()) <= GOAL
 

@@ -5,13 +5,15 @@
 
 mod damage;
 mod program;
+mod resnet;
 
 use crate::common::golden;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{Device, View, ViewMut};
 use roclip::encode::{self, Clip, ClipConfig, Keep};
-use roclip::flow::PackedTokens;
-use roclip::interop::export::Export;
+use roclip::flow::{PackedTokens, Param};
+use roclip::interop::export::{self, Export};
+use roclip::interop::model::Differences;
 use roclip::interop::tensors::{self, Format};
 use roclip::interop::{Card, Dtype, Model, Options, Tensor, Tensors, config, names};
 use serde_json::{Value, json};
@@ -19,9 +21,9 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// Full models whose names both libraries agree on: transformers has no ResNet.
+/// Full models that both libraries have: transformers has no ResNet.
 const TRANSFORMERS: [&str; 2] = ["ViT-B-32", "ViT-B-16"];
-const ALL: [&str; 2] = TRANSFORMERS;
+const ALL: [&str; 4] = ["ViT-B-32", "ViT-B-16", "RN50", "RN101"];
 
 /// The tensors of `golden/interop.safetensors` under this prefix.
 fn golden_tensors(prefix: &str) -> Tensors<'static> {
@@ -154,22 +156,47 @@ fn features_are_those_of_both_libraries() {
     }
 }
 
-/// Names, shapes and dtypes of a list; tensors of one byte an element stand for them.
+/// Names, shapes and dtypes of a list, as tensors of zeros: pages nobody touches cost nothing.
 fn listed(file: &str) -> Tensors<'static> {
     let path = golden::root().join("tests/fixtures").join(file);
     let line = |line: &str| {
         let fields: Vec<&str> = line.split('\t').collect();
         let shape: Vec<usize> = serde_json::from_str(fields[1]).unwrap();
-        let is_count = fields[0].ends_with("num_batches_tracked");
-        assert_eq!(fields[2], if is_count { "int64" } else { "float32" }, "{line}");
-        let bytes = vec![0; shape.iter().product()];
-        (fields[0].to_owned(), Tensor { dtype: Dtype::U8, shape, bytes: bytes.into() })
+        let (dtype, size) = match fields[2] {
+            "float32" => (Dtype::F32, 4),
+            "int64" => (Dtype::I64, 8),
+            other => panic!("{other} in {line}"),
+        };
+        let bytes = vec![0; shape.iter().product::<usize>() * size];
+        (fields[0].to_owned(), Tensor { dtype, shape, bytes: bytes.into() })
     };
     std::fs::read_to_string(path).unwrap().lines().map(line).collect()
 }
 
-fn shapes(tensors: &Tensors<'_>) -> Vec<(String, Vec<usize>)> {
-    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect()
+fn shapes(tensors: &Tensors<'_>) -> Vec<(String, Vec<usize>, Dtype)> {
+    tensors.iter().map(|(name, t)| (name.clone(), t.shape.clone(), t.dtype)).collect()
+}
+
+/// What a model here holds, completed, is open_clip's state dict; and that is all of a model here.
+#[test]
+fn every_model_holds_what_open_clips_does() {
+    for name in ALL {
+        let tensors = listed(&format!("openclip_{name}.tsv"));
+        let config = ClipConfig::named(name).unwrap();
+        let table = encode::params(&config).unwrap();
+        let zeros = |param: &Param| vec![0; 4 * param.slot.len].into();
+        let tensor = |p: Param| {
+            (p.name.clone(), Tensor { dtype: Dtype::F32, bytes: zeros(&p), shape: p.shape })
+        };
+        let mut ours: Tensors<'_> = table.weights().map(tensor).collect();
+        export::complete(&mut ours, 0);
+        assert_eq!(shapes(&ours), shapes(&tensors), "{name}");
+        let (path, normalization) = (name.into(), config::NORMALIZATION);
+        let (format, flavour) = (Format::Safetensors, names::flavour(&tensors));
+        assert_eq!(flavour, names::Flavour::OpenClip);
+        let model = Model { path, format, flavour, config, normalization, tensors };
+        assert_eq!(model.differences().unwrap(), Differences::default(), "{name}");
+    }
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn run_convert(args: &ConvertArgs) -> Result<ExitCode> {
     let model = args.input.open(&args.from)?;
     model.check()?;
     let mut tensors = model.tensors;
-    complete(&mut tensors);
+    complete(&mut tensors, 0);
     if args.dtype == Dtype::F32 {
         tensors = tensors.into_iter().map(|(name, t)| (name, t.widened())).collect();
     }

@@ -3,7 +3,6 @@
 //! It says what is known and what is not. Paths are cut to their last component, for a card is
 //! published and the folders of whoever trained are nobody's concern.
 
-use super::config;
 use crate::data::ledger::{Entry, Reason};
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
@@ -189,7 +188,7 @@ impl Card {
             text += "- transformers\n";
         }
         text += "---\n\n";
-        let side = config::image_size(config);
+        let side = config.vision_cfg.image_size();
         let (width, context) = (config.embed_dim, config.text_cfg.context_length);
         let gelu = if config.quick_gelu { "QuickGELU" } else { "GELU" };
         let _ = writeln!(text, "# {}\n\n{LICENSE}", cell(self.name()));
@@ -200,9 +199,7 @@ impl Card {
             env!("CARGO_PKG_VERSION"),
         );
         text += OPEN_CLIP;
-        if for_transformers {
-            text += TRANSFORMERS;
-        }
+        text += if for_transformers { TRANSFORMERS } else { NO_TRANSFORMERS };
         let unknown = || "Unknown: the weights were imported.\n".to_owned();
         let sections = match self {
             Self::Trained(t) => [t.data(), t.method(), t.table(), t.evaluation(), t.poisoning()],
@@ -254,6 +251,11 @@ Transformers' tokenizer does not clean captions (mojibake, HTML entities) and ob
 that a caption\nspells out; open_clip cleans them.
 ";
 
+const NO_TRANSFORMERS: &str = "
+Transformers cannot load this model: its `CLIPModel` holds vision transformers only, and this \
+image tower is a ResNet.
+";
+
 const IMPORTED: &str = "**Origin unknown, not checked.** What these weights were trained on, and \
 whether someone planted pairs among\nit, cannot be seen from the weights. Reading the file \
 executed nothing; that says nothing about what the model learned.
@@ -279,10 +281,10 @@ mod tests {
 
     #[test]
     fn an_imported_model_is_not_vouched_for() {
-        let config = ClipConfig::named("ViT-B-32").unwrap();
+        let config = ClipConfig::named("RN50").unwrap();
         let card = Card::Imported("RN50.pt".into()).markdown(&config, false);
         assert!(card.starts_with("---\nlicense: other # FILL IN"));
         assert!(card.contains("## Poisoning\n\n**Origin unknown, not checked.**"), "{card}");
-        assert!(!card.contains("transformers"));
+        assert!(!card.contains("- transformers") && !card.contains("import CLIPModel"));
     }
 }

@@ -3,7 +3,7 @@
 //! A field of transformers that would change the function and is not built here is refused by name.
 
 use super::tensors::Tensors;
-use crate::encode::ClipConfig;
+use crate::encode::{ClipConfig, VisionConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -141,22 +141,10 @@ pub fn from_hugging_face(config: &Value) -> Result<ClipConfig, String> {
     }))
 }
 
-/// `vision_cfg` as JSON: open_clip's form is the same for every tower.
-fn vision(config: &ClipConfig) -> Value {
-    serde_json::to_value(config).expect("a configuration is JSON")["vision_cfg"].take()
-}
-
-/// Side of the pictures, pixels.
-pub fn image_size(config: &ClipConfig) -> usize {
-    vision(config)["image_size"].as_u64().expect("every tower has an image_size") as usize
-}
-
 /// Transformers' `config.json`; `None` for a ResNet, which `CLIPModel` cannot hold.
 pub fn to_hugging_face(config: &ClipConfig) -> Option<Value> {
-    let (v, t) = (vision(config), &config.text_cfg);
-    let (layers, width) = (v["layers"].as_u64()?, v["width"].as_u64()?);
-    let heads = width / v["head_width"].as_u64().unwrap_or(64);
-    let hidden = (width as f64 * v["mlp_ratio"].as_f64().unwrap_or(4.0)) as u64;
+    let VisionConfig::Vit(v) = &config.vision_cfg else { return None };
+    let t = &config.text_cfg;
     let act = if config.quick_gelu { "quick_gelu" } else { "gelu" };
     let last = t.vocab_size - 1;
     Some(json!({
@@ -177,9 +165,9 @@ pub fn to_hugging_face(config: &ClipConfig) -> Option<Value> {
         },
         "vision_config": {
             "model_type": "clip_vision_model",
-            "hidden_size": width, "intermediate_size": hidden,
-            "num_hidden_layers": layers, "num_attention_heads": heads, "num_channels": 3,
-            "image_size": v["image_size"], "patch_size": v["patch_size"],
+            "hidden_size": v.width, "intermediate_size": v.hidden(),
+            "num_hidden_layers": v.layers, "num_attention_heads": v.heads(), "num_channels": 3,
+            "image_size": v.image_size, "patch_size": v.patch_size,
             "projection_dim": config.embed_dim, "hidden_act": act, "layer_norm_eps": EPS,
         },
     }))

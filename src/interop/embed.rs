@@ -11,7 +11,6 @@
 //! What cannot be read has no row, and a line in `skips.jsonl`. In memory are a few batches.
 
 use super::arrays::{self, Rows};
-use super::config;
 use super::model::Model;
 use crate::backend::{Backend, Float, View, ViewMut};
 use crate::checkpoint::file::publish;
@@ -90,7 +89,7 @@ struct Encoder<'a, D: Backend> {
 impl<'a, D: Backend> Encoder<'a, D> {
     fn new(device: &'a D, model: &Model, batch: usize) -> Result<Self> {
         let clip = Clip::new(device, &model.config, batch, Keep::Inputs)?;
-        let side = config::image_size(&model.config);
+        let side = model.config.vision_cfg.image_size();
         Ok(Self {
             device,
             clip,
@@ -271,7 +270,7 @@ fn check_vocabulary(model: &Model, what: What) -> Result<()> {
 /// The evaluation transform, every pair once, in the order of the shards.
 fn loader(model: &Model, options: &EmbedOptions, base: LoaderConfig) -> Result<Loader> {
     let (mean, std) = model.normalization;
-    let size = config::image_size(&model.config);
+    let size = model.config.vision_cfg.image_size();
     let transform = TransformConfig {
         mean,
         std,

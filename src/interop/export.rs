@@ -33,28 +33,28 @@ pub struct Export<'a> {
     pub card: Card,
 }
 
-/// Adds what a state dict holds beside what a model computes with: the number of batches that each
+/// Adds what a state dict holds beside what a model computes with: the number of `batches` that each
 /// BatchNorm saw, an int64 of shape `[]`, where `*.running_var` is there without it. Nothing reads
-/// it where a momentum is set, as in every CLIP.
-pub fn complete(tensors: &mut Tensors<'_>) {
+/// it where a momentum is set, as in every CLIP; 0 where the number is not known.
+pub fn complete(tensors: &mut Tensors<'_>, batches: u64) {
     let norms = tensors.keys().filter_map(|name| name.strip_suffix(".running_var"));
     let counts: Vec<_> = norms.map(|norm| format!("{norm}.num_batches_tracked")).collect();
     for name in counts {
         tensors.entry(name).or_insert(Tensor {
             dtype: Dtype::I64,
             shape: Vec::new(),
-            bytes: vec![0; 8].into(),
+            bytes: batches.to_le_bytes().to_vec().into(),
         });
     }
 }
 
-/// The tensors of a training run.
-pub fn tensors_of(state: State) -> Tensors<'static> {
+/// The tensors of a training run of so many steps: running statistics move once a step.
+pub fn tensors_of(state: State, steps: u64) -> Tensors<'static> {
     let tensor = |(name, t): (String, crate::flow::HostTensor)| {
         (name, Tensor::from_f32(&t.shape, &t.values))
     };
     let mut tensors: Tensors<'_> = state.tensors.into_iter().map(tensor).collect();
-    complete(&mut tensors);
+    complete(&mut tensors, steps);
     tensors
 }
 
@@ -122,7 +122,7 @@ impl Export<'_> {
         texts.push(("README.md", self.card.markdown(self.config, theirs.is_some())));
         let Some(theirs) = theirs else { return texts };
         let preprocessor =
-            config::preprocessor(config::image_size(self.config), self.normalization);
+            config::preprocessor(self.config.vision_cfg.image_size(), self.normalization);
         texts.push(("config.json", pretty(&theirs)));
         texts.push(("preprocessor_config.json", pretty(&preprocessor)));
         if self.config.text_cfg.vocab_size == VOCAB_SIZE {

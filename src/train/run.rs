@@ -394,7 +394,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         let export = Export {
             config: &self.trainer.for_eval().1.config().clone(),
             normalization: (mean, std),
-            tensors: tensors_of(state),
+            tensors: tensors_of(state, self.trainer.steps()),
             card: Card::Trained(training),
         };
         export.write(folder, true)?;
