@@ -142,6 +142,8 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Where it lies in the flat buffers of weights, gradients and moments.
     pub slot: Slot,
+    /// Whether training leaves it as it is; see [`Locks`].
+    pub locked: bool,
 }
 
 impl Param {
@@ -152,6 +154,36 @@ impl Param {
             name if name.starts_with("visual.") => Tower::Image,
             _ => Tower::Text,
         }
+    }
+
+    /// Whether this is a block's parameter, and then of which block of its tower.
+    fn block(&self) -> Option<usize> {
+        let (_, behind) = self.name.split_once("transformer.resblocks.")?;
+        behind.split('.').next()?.parse().ok()
+    }
+}
+
+/// What fine-tuning leaves as it is, in open_clip's words (after LiT, Zhai et al. 2022). `None`: a
+/// tower is trained. `Some(n)`: it is locked but for the last `n` of its groups, all of it where
+/// `n` is 0. Groups are, from the last: the projection; the last block with the norm behind it;
+/// every other block; all before the blocks. The temperature is never locked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locks {
+    /// Of the image tower.
+    pub image: Option<usize>,
+    /// Of the text tower.
+    pub text: Option<usize>,
+}
+
+impl Locks {
+    /// Whether nothing of the image tower is trained.
+    pub fn whole_image(self) -> bool {
+        self.image == Some(0)
+    }
+
+    /// Whether nothing of the text tower is trained.
+    pub fn whole_text(self) -> bool {
+        self.text == Some(0)
     }
 }
 
@@ -219,6 +251,28 @@ impl ParamTable {
         self.params.iter().cloned().chain(self.buffers())
     }
 
+    /// Marks the parameters that `locks` names, and no other, as locked.
+    pub fn lock(&mut self, locks: Locks) {
+        for tower in [Tower::Image, Tower::Text, Tower::Shared] {
+            let unlocked = match tower {
+                Tower::Image => locks.image,
+                Tower::Text => locks.text,
+                Tower::Shared => None,
+            };
+            let of_tower = self.params.iter().filter(|param| param.tower() == tower);
+            let blocks = of_tower.filter_map(Param::block).max().map_or(0, |last| last + 1);
+            for param in self.params.iter_mut().filter(|param| param.tower() == tower) {
+                let from_last = match (param.name.trim_start_matches("visual."), param.block()) {
+                    (_, Some(block)) => blocks - block,
+                    ("proj" | "text_projection", _) => 0,
+                    (name, _) if name.starts_with("ln_post") || name.starts_with("ln_final") => 1,
+                    _ => blocks + 1,
+                };
+                param.locked = unlocked.is_some_and(|unlocked| from_last >= unlocked);
+            }
+        }
+    }
+
     /// Number of values of all parameters together: the size of the model.
     pub fn values(&self) -> usize {
         self.params.iter().map(|param| param.slot.len).sum()
@@ -258,7 +312,7 @@ fn push_at(
     shape: &[usize],
 ) -> Slot {
     let slot = Slot { offset: place(to), len: shape.iter().product() };
-    to.push(Param { name, shape: shape.to_vec(), slot });
+    to.push(Param { name, shape: shape.to_vec(), slot, locked: false });
     slot
 }
 

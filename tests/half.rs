@@ -7,9 +7,9 @@
 
 use crate::common::golden;
 use crate::common::tiny::{tiny, tiny_resnet};
-use crate::step::{EPOCHS, GoldenRun, STEPS, batch_of, stepped, trainer_of};
+use crate::step::{EPOCHS, GoldenRun, PAIRS, STEPS, batch_of, stepped, trainer_of};
 use roclip::backend::Backend;
-use roclip::encode::{ClipConfig, Keep};
+use roclip::encode::{Clip, ClipConfig, Keep};
 use roclip::flow::State;
 use roclip::matching::Objective;
 use std::collections::BTreeMap;
@@ -34,7 +34,8 @@ fn follows_of<D: Backend>(
 ) -> (Vec<u64>, State) {
     let mut runs: BTreeMap<String, GoldenRun> = golden::json(file);
     let golden = runs.remove(objective.name()).unwrap();
-    let mut trainer = trainer_of(config, &device, objective, 2, passes, Keep::All);
+    let model = Clip::new(&device, config, PAIRS / passes, Keep::All).unwrap();
+    let mut trainer = trainer_of(model, &device, objective, 2);
     let mut losses = Vec::new();
     for (step, expected) in golden.steps.iter().enumerate() {
         let batch = batch_of(config.vision_cfg.image_size(), step as u64);

@@ -13,6 +13,7 @@ mod half;
 mod interop;
 mod jpeg;
 mod loader_bench;
+mod locks;
 mod matching;
 mod objective;
 mod ops;

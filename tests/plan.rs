@@ -13,7 +13,7 @@ use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::transform::{Augment, TransformConfig};
 use roclip::encode::{Clip, ClipConfig, Keep, VisionConfig};
 use roclip::eval::ZeroShot;
-use roclip::flow::{Batch, PackedTokens, SampleId, State};
+use roclip::flow::{Batch, Locks, PackedTokens, SampleId, State};
 use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
 use roclip::train::plan::{Plan, Planner};
@@ -120,7 +120,8 @@ fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) ->
         steps_per_epoch: 1,
     };
     let (adamw, decay) = (AdamWOptions::default(), DecayRule::ByShape);
-    Recipe { model, keep, pool_rows: 5, adamw, decay, step }
+    let locks = Locks::default();
+    Recipe { model, keep, locks, pool_rows: 5, adamw, decay, step }
 }
 
 fn planner<D: Backend>(recipe: Recipe) -> Planner<'static, D> {
@@ -175,7 +176,13 @@ fn on_device(plan: &Plan) -> usize {
 
 /// Three steps, of which the later are matched, allocate what the plan says and no byte more.
 fn trains_as_planned<F: CpuFloat>(objective: Objective, keep: Keep, passes: usize) {
-    let (device, recipe) = (Cpu::<F>::new(1).unwrap(), recipe(deep(), objective, keep, passes));
+    recipe_trains_as_planned::<F>(&recipe(deep(), objective, keep, passes));
+}
+
+fn recipe_trains_as_planned<F: CpuFloat>(recipe: &Recipe) -> Plan {
+    let device = Cpu::<F>::new(1).unwrap();
+    let StepOptions { objective, accum_freq: passes, .. } = recipe.step;
+    let keep = recipe.keep;
     let plan = planner::<Cpu<F>>(recipe.clone()).plan().unwrap();
     let parts = recipe.parts(&device, 7).unwrap();
     let mut trainer = Trainer::new(device.clone(), Solo, parts, recipe.step.clone()).unwrap();
@@ -188,6 +195,20 @@ fn trains_as_planned<F: CpuFloat>(objective: Objective, keep: Keep, passes: usiz
     trainer.save(&mut state).unwrap();
     let saved: usize = state.tensors.values().map(|tensor| 4 * tensor.values.len()).sum();
     assert_eq!(plan.host_checkpoint, 2 * saved, "{objective}: the file and its content");
+    plan
+}
+
+/// A tower that is locked whole has room for no backward; the other has as before.
+#[test]
+fn locked_towers_take_what_was_planned_which_is_less() {
+    let plain = recipe(deep(), Objective::RoClip, Keep::All, 2);
+    let [all, image, text, both, part] =
+        [(None, None), (Some(0), None), (None, Some(0)), (Some(0), Some(0)), (Some(2), Some(2))]
+            .map(|(image, text)| Recipe { locks: Locks { image, text }, ..plain.clone() })
+            .map(|recipe| recipe_trains_as_planned::<f32>(&recipe).activations);
+    assert!(both < image.min(text) && image.max(text) < all);
+    assert_eq!((all - image) + (all - text), all - both);
+    assert_eq!(part, all);
 }
 
 #[test]

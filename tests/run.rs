@@ -37,7 +37,7 @@ impl Bench {
     }
 
     /// A run of 4 epochs, matched in the second and fourth.
-    fn command(&self, name: &str, more: &[&str]) -> Command {
+    pub fn command(&self, name: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_roclip-train"));
         command
             .args(["--shards", &self.shards, "--name", name, "--logs"])
@@ -62,12 +62,12 @@ impl Bench {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    fn folder(&self, name: &str) -> PathBuf {
+    pub fn folder(&self, name: &str) -> PathBuf {
         self.path("logs").join(name)
     }
 
     /// The model with blocks enough to keep some and not others.
-    fn deep_model(&self) -> String {
+    pub fn deep_model(&self) -> String {
         let path = self.path("deep.json");
         fs::write(&path, MODEL.replace("\"layers\": 1", "\"layers\": 3")).unwrap();
         path.to_str().unwrap().to_owned()

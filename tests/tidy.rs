@@ -36,7 +36,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("config", &["data", "encode", "interop", "matching", "objective", "optim", "train", "error"]),
+    (
+        "config",
+        &["data", "encode", "interop", "matching", "objective", "optim", "train", "error", "flow"],
+    ),
     ("lib", &["error"]),
 ];
 

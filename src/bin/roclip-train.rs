@@ -188,7 +188,8 @@ fn recipe(
         steps_per_epoch,
     };
     let keep = if args.optim.grad_checkpointing { Keep::Inputs } else { Keep::All };
-    Recipe { model: model.clone(), keep, pool_rows, adamw, decay, step }
+    let locks = args.model.locks();
+    Recipe { model: model.clone(), keep, locks, pool_rows, adamw, decay, step }
 }
 
 fn planner<D: Device>(

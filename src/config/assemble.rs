@@ -75,17 +75,11 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
         Some(pretrained) => pretrained.config.clone(),
         None => ClipConfig::load(&args.model.name())?,
     };
+    model.check_locks(args.model.locks())?;
     let objective = args.objective.objective;
     let mut notes = Vec::new();
     let eda = eda(args, &mut notes)?;
-    let mut identity: Settings = IDENTITY
-        .iter()
-        .filter_map(|&name| Some((name.to_owned(), settings.get(name)?.clone())))
-        .collect();
-    if let Some(eda) = &eda {
-        let synonyms = if eda.has_synonyms() { "found" } else { "missing" };
-        identity.insert("wordnet".into(), synonyms.into());
-    }
+    let identity = identity(args, settings, eda.as_ref());
     let loader = loader(args, &model, eda)?;
     let eval = LoaderConfig {
         mode: Mode::Eval,
@@ -101,6 +95,24 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
         _ => DecayRule::ByShape,
     };
     Ok(Assembled { model, pretrained, loader, eval, adamw, decay, identity, notes })
+}
+
+/// Settings a run must keep to be the same run. What does not apply is left out.
+fn identity(args: &Args, settings: &Settings, eda: Option<&Eda>) -> Settings {
+    let (locks, mut names) = (args.model.locks(), IDENTITY.to_vec());
+    if locks.image.is_some() {
+        names.extend(["lock_image", "lock_image_unlocked_groups"]);
+    }
+    if locks.text.is_some() {
+        names.extend(["lock_text", "lock_text_unlocked_layers"]);
+    }
+    let setting = |name: &str| Some((name.to_owned(), settings.get(name)?.clone()));
+    let mut identity: Settings = names.into_iter().filter_map(setting).collect();
+    if let Some(eda) = eda {
+        let synonyms = if eda.has_synonyms() { "found" } else { "missing" };
+        identity.insert("wordnet".into(), synonyms.into());
+    }
+    identity
 }
 
 /// The weights to start from: all that the model needs, and nothing else.

@@ -2,6 +2,7 @@
 
 use crate::data::source::{CacheOptions, SourceOptions};
 use crate::error::{Error, Result};
+use crate::flow::Locks;
 use crate::matching::{Objective, PoolSize};
 use crate::optim::ScheduleKind;
 use clap::{Args as ClapArgs, Parser, ValueEnum};
@@ -218,6 +219,28 @@ pub struct ModelArgs {
     /// OpenAI's, a checkpoint of roclip-train (the optimiser starts afresh)
     #[arg(long, value_name = "FILE|DIR")]
     pub pretrained: Option<PathBuf>,
+    /// Leave the image tower as it is: no gradient, no weight decay
+    #[arg(long)]
+    pub lock_image: bool,
+    /// But train its last so many groups: 1 the projection, 2 also the last block with its norm,
+    /// then one block each, at last the patch embedding. CLIP's ResNet is only locked whole
+    #[arg(long, default_value_t = 0, value_name = "GROUPS", requires = "lock_image")]
+    pub lock_image_unlocked_groups: usize,
+    /// Implied by --lock-image and taken for open_clip's sake: a locked ResNet normalises by its
+    /// running statistics, which do not move (open_clip's do without this flag)
+    #[arg(long, requires = "lock_image")]
+    pub lock_image_freeze_bn_stats: bool,
+    /// Leave the text tower as it is: no gradient, no weight decay
+    #[arg(long)]
+    pub lock_text: bool,
+    /// But train its last so many groups: 1 the projection, 2 also the last block with its norm,
+    /// then one block each, at last the embeddings
+    #[arg(long, default_value_t = 0, value_name = "GROUPS", requires = "lock_text")]
+    pub lock_text_unlocked_layers: usize,
+    /// Implied by --lock-text and taken for open_clip's sake: layer norms are locked like other
+    /// parameters
+    #[arg(long, requires = "lock_text")]
+    pub lock_text_freeze_layer_norm: bool,
     /// Print the names of the models with their sizes, and exit
     #[arg(long)]
     pub list_models: bool,
@@ -230,6 +253,14 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// What training leaves as it is.
+    pub fn locks(&self) -> Locks {
+        Locks {
+            image: self.lock_image.then_some(self.lock_image_unlocked_groups),
+            text: self.lock_text.then_some(self.lock_text_unlocked_layers),
+        }
+    }
+
     /// What the model is called: as asked for, or by the weights it comes with.
     pub fn name(&self) -> String {
         let pretrained = self.pretrained.as_ref().map(|path| path.display().to_string());

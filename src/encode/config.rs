@@ -5,6 +5,7 @@
 
 use crate::backend::ops::gelu::Gelu;
 use crate::error::{Error, Result};
+use crate::flow::Locks;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -238,6 +239,21 @@ impl ClipConfig {
         match &self.vision_cfg {
             VisionConfig::Vit(vit) => vit.check(&check),
             VisionConfig::ResNet(resnet) => resnet.check(&check),
+        }
+    }
+
+    /// Whether the model can be locked so.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where part of a ResNet is to be locked; open_clip refuses it, too.
+    pub fn check_locks(&self, locks: Locks) -> Result<()> {
+        match (&self.vision_cfg, locks.image) {
+            (VisionConfig::ResNet(_), Some(unlocked @ 1..)) => Err(Error::Option {
+                flag: "--lock-image-unlocked-groups".into(),
+                got: unlocked.to_string(),
+                expected: "0: CLIP's ResNet is locked whole or not at all".into(),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::backend::ops::batchnorm::{self as ops, Statistics};
 use crate::backend::ops::require;
 use crate::backend::{Backend, Device, Element, Float, Slot, View, ViewMut};
 use crate::error::Result;
-use crate::flow::{PackedTokens, ParamTable};
+use crate::flow::{Locks, PackedTokens, ParamTable};
 use resnet::{ResNet, ResNetActivations, ResNetGradients};
 pub use text::TextBatch;
 use text::{Text, TextActivations, TextGradients, TextHead};
@@ -140,17 +140,19 @@ impl Towers {
     }
 }
 
-/// Activations and gradients of the image tower that a configuration asks for.
+/// Activations and gradients of the image tower that a configuration asks for; no gradients where
+/// all of it is locked.
 enum ImageBuffers<D: Device> {
-    Vit(Box<VitActivations<D>>, Box<VitGradients<D>>),
-    ResNet(Box<ResNetActivations<D>>, Box<ResNetGradients<D>>),
+    Vit(Box<VitActivations<D>>, Option<Box<VitGradients<D>>>),
+    ResNet(Box<ResNetActivations<D>>, Option<Box<ResNetGradients<D>>>),
 }
 
 /// Everything a micro-batch writes on its way through both towers and back.
 struct Buffers<D: Device> {
     image: ImageBuffers<D>,
     text: TextActivations<D>,
-    dtext: TextGradients<D>,
+    /// None where all of the tower is locked.
+    dtext: Option<TextGradients<D>>,
 }
 
 impl<D: Device> Buffers<D> {
@@ -159,22 +161,28 @@ impl<D: Device> Buffers<D> {
         (table, towers): (&ParamTable, &Towers),
         max_pairs: usize,
         keep: Keep,
+        locks: Locks,
     ) -> Result<Self> {
+        // A tower without a backward keeps nothing for it.
+        let kept = |whole: bool| if whole { Keep::Inputs } else { keep };
+        let (whole_image, whole_text) = (locks.whole_image(), locks.whole_text());
+        let (keep_image, keep_text) = (kept(whole_image), kept(whole_text));
         let image = match &towers.image {
             ImageTower::Vit(vit) => {
-                let acts = Box::new(VitActivations::new(device, vit, max_pairs, keep)?);
-                ImageBuffers::Vit(acts, Box::new(VitGradients::new(device, vit, max_pairs)?))
+                let acts = VitActivations::new(device, vit, max_pairs, keep_image)?;
+                let d = || VitGradients::new(device, vit, max_pairs).map(Box::new);
+                ImageBuffers::Vit(Box::new(acts), (!whole_image).then(d).transpose()?)
             }
             ImageTower::ResNet(resnet) => {
-                let acts = Box::new(ResNetActivations::new(device, resnet, max_pairs, keep)?);
+                let acts = ResNetActivations::new(device, resnet, max_pairs, keep_image)?;
                 let buffers = table.buffers_len();
-                let d = ResNetGradients::new(device, resnet, max_pairs, buffers)?;
-                ImageBuffers::ResNet(acts, Box::new(d))
+                let d = || ResNetGradients::new(device, resnet, max_pairs, buffers).map(Box::new);
+                ImageBuffers::ResNet(Box::new(acts), (!whole_image).then(d).transpose()?)
             }
         };
-        let text = TextActivations::new(device, &towers.text, max_pairs, keep)?;
-        let dtext = TextGradients::new(device, &towers.text, max_pairs)?;
-        Ok(Self { image, text, dtext })
+        let text = TextActivations::new(device, &towers.text, max_pairs, keep_text)?;
+        let dtext = || TextGradients::new(device, &towers.text, max_pairs);
+        Ok(Self { image, text, dtext: (!whole_text).then(dtext).transpose()? })
     }
 }
 
@@ -186,6 +194,7 @@ pub struct Clip<D: Device> {
     buffers: Buffers<D>,
     config: ClipConfig,
     max_pairs: usize,
+    locks: Locks,
     /// See [`Clip::set_statistics`].
     statistics: Statistics,
     /// Pictures of the last image forward; 0 where there was none.
@@ -203,11 +212,35 @@ impl<D: Device> Clip<D> {
     /// where `max_pairs` is 0 or its tokens cannot be counted in 32 bits; [`crate::Error::Device`]
     /// where memory does not suffice.
     pub fn new(device: &D, config: &ClipConfig, max_pairs: usize, keep: Keep) -> Result<Self> {
+        Self::locked(device, config, max_pairs, keep, Locks::default())
+    }
+
+    /// As [`Clip::new`], of which `locks` names the parameters that training leaves as they are.
+    /// No backward goes further than what is trained, and a tower that is locked whole has none,
+    /// nor room for one; its batch norms always use the running statistics, which do not move.
+    ///
+    /// # Errors
+    /// Those of [`Clip::new`]; [`crate::Error::Option`] as [`ClipConfig::check_locks`].
+    pub fn locked(
+        device: &D,
+        config: &ClipConfig,
+        max_pairs: usize,
+        keep: Keep,
+        locks: Locks,
+    ) -> Result<Self> {
         check_max_pairs(config, max_pairs)?;
-        let (table, towers) = Towers::new(config);
-        let buffers = Buffers::new(device, (&table, &towers), max_pairs, keep)?;
+        config.check_locks(locks)?;
+        let (mut table, towers) = Towers::new(config);
+        table.lock(locks);
+        let buffers = Buffers::new(device, (&table, &towers), max_pairs, keep, locks)?;
         let (config, statistics) = (config.clone(), Statistics::default());
-        Ok(Self { table, towers, buffers, config, max_pairs, statistics, images: 0, captions: 0 })
+        let (images, captions) = (0, 0);
+        Ok(Self { table, towers, buffers, config, max_pairs, locks, statistics, images, captions })
+    }
+
+    /// What training leaves as it is.
+    pub fn locks(&self) -> Locks {
+        self.locks
     }
 
     /// What it was built from.
@@ -228,15 +261,17 @@ impl<D: Device> Clip<D> {
     }
 
     fn norms(&self) -> Norms {
-        Norms { statistics: self.statistics, buffers: self.table.len() }
+        let whole = self.locks.whole_image();
+        let statistics = if whole { Statistics::Running } else { self.statistics };
+        Norms { statistics, buffers: self.table.len() }
     }
 
     /// What the batches of the backwards showed since [`Clip::forget_batches`], in the order of the
-    /// table's buffers; none without batch norms.
+    /// table's buffers; none without batch norms that learn.
     pub fn observed(&mut self) -> Option<ViewMut<'_, D, D::Acc>> {
         match &mut self.buffers.image {
-            ImageBuffers::ResNet(_, d) => Some(ViewMut::all(&mut d.observed)),
-            ImageBuffers::Vit(..) => None,
+            ImageBuffers::ResNet(_, Some(d)) => Some(ViewMut::all(&mut d.observed)),
+            _ => None,
         }
     }
 
@@ -281,8 +316,8 @@ impl<D: Backend> Clip<D> {
 
     /// Adds the gradients of the image tower's parameters to `grads` (all parameters, in the
     /// table's order), from `dout` `[n, D]`, the gradient by the features of the last
-    /// [`Clip::encode_image`], whose `images` must still be what they were. Panics where there was
-    /// none, or of another n.
+    /// [`Clip::encode_image`], whose `images` must still be what they were; none for what is
+    /// locked. Panics where there was none, or of another n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
@@ -299,12 +334,15 @@ impl<D: Backend> Clip<D> {
         assert_eq!(dout.len, n * self.config.embed_dim, "dout of the last encode_image");
         assert_eq!(images.len, n * values, "images of the last encode_image");
         let (norms, pass) = (self.norms(), &mut Backward { device, weights, grads });
+        let trained = self.locks.image.unwrap_or(usize::MAX);
         match (&self.towers.image, &mut self.buffers.image) {
-            (ImageTower::Vit(vit), ImageBuffers::Vit(acts, d)) => vit.backward(pass, acts, dout, d),
-            (ImageTower::ResNet(resnet), ImageBuffers::ResNet(acts, d)) => {
+            (ImageTower::Vit(vit), ImageBuffers::Vit(acts, Some(d))) => {
+                vit.backward(pass, trained, acts, dout, d)
+            }
+            (ImageTower::ResNet(resnet), ImageBuffers::ResNet(acts, Some(d))) => {
                 resnet.backward(pass, norms, images, acts, dout, d)
             }
-            _ => unreachable!("buffers are the tower's"),
+            _ => Ok(()),
         }
     }
 
@@ -329,7 +367,7 @@ impl<D: Backend> Clip<D> {
         weights: &mut D::Weights,
     ) -> Result<()> {
         let (offset, len) = (self.table.len(), self.table.buffers_len());
-        let ImageBuffers::ResNet(_, d) = &self.buffers.image else { return Ok(()) };
+        let ImageBuffers::ResNet(_, Some(d)) = &self.buffers.image else { return Ok(()) };
         let (observed, running) = (View::all(&d.observed), Slot { offset, len });
         ops::update_running(device, observed, passes, norm, weights, running)
     }
@@ -383,7 +421,8 @@ impl<D: Backend> Clip<D> {
 
     /// Adds the gradients of the text tower's parameters to `grads` (all parameters, in the table's
     /// order), from `dout` `[n, D]`, the gradient by the features of the last
-    /// [`Clip::encode_text`]. Panics where there was none, or of another n.
+    /// [`Clip::encode_text`]; none for what is locked. Panics where there was none, or of another
+    /// n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
@@ -396,8 +435,10 @@ impl<D: Backend> Clip<D> {
     ) -> Result<()> {
         assert!(self.captions > 0, "backward_text without encode_text");
         assert_eq!(dout.len, self.captions * self.config.embed_dim, "dout of the last encode_text");
+        let Some(d) = &mut self.buffers.dtext else { return Ok(()) };
         let pass = &mut Backward { device, weights, grads };
-        self.towers.text.backward(pass, &mut self.buffers.text, dout, &mut self.buffers.dtext)
+        let trained = self.locks.text.unwrap_or(usize::MAX);
+        self.towers.text.backward(pass, trained, &mut self.buffers.text, dout, d)
     }
 }
 

@@ -233,13 +233,15 @@ impl Text {
         self.projection.forward(pass, acts.ln_final.out(n * width), None, out)
     }
 
-    /// The parameters' gradients from `dout` `[N, D]`, added.
+    /// The parameters' gradients from `dout` `[N, D]`, added: those of the last `trained` groups of
+    /// [`crate::flow::Locks`], at least one; not a step further.
     ///
     /// # Errors
     /// As [`Text::forward`].
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
+        trained: usize,
         acts: &mut TextActivations<D>,
         dout: View<'_, D, D::Act>,
         d: &mut TextGradients<D>,
@@ -247,8 +249,11 @@ impl Text {
         let TextBatch { captions: n, tokens, longest } = acts.batch;
         let (device, width) = (pass.device, self.shape.width);
         let stream = tokens * width; // [S, C]
-        let dnormed = Some(first_mut(&mut d.dnormed, n * width));
+        let dnormed = (trained > 1).then(|| first_mut(&mut d.dnormed, n * width));
         self.projection.backward(pass, acts.ln_final.out(n * width), dout, dnormed)?;
+        if trained == 1 {
+            return Ok(());
+        }
         let (pooled, dnormed) = (first(&acts.pooled, n * width), first(&d.dnormed, n * width));
         let dpooled = (Write::Set, first_mut(&mut d.dpooled, n * width));
         self.ln_final.backward(pass, pooled, &acts.ln_final, dnormed, dpooled)?;
@@ -258,7 +263,11 @@ impl Text {
         let cu_seqlens = first(&acts.cu_seqlens, n + 1);
         let packing = Packing { cu_seqlens, sequences: n, tokens, max_len: longest };
         let input = first(&acts.embedded, stream);
-        self.transformer.backward(pass, packing, input, &mut acts.transformer, &mut d.blocks)?;
+        let (blocks, room) = (trained - 1, &mut acts.transformer);
+        self.transformer.backward(pass, packing, input, blocks, room, &mut d.blocks)?;
+        if blocks <= self.transformer.blocks.len() {
+            return Ok(());
+        }
         let (shape, dembedded) = (self.embedding_shape(acts), first(&d.blocks.stream, stream));
         let (ids, order) = (first(&acts.tokens, tokens), first(&acts.order, tokens));
         let dtable = self.token_embedding.grad(pass.grads);

@@ -88,7 +88,7 @@ impl Transformer {
     }
 
     /// Turns `d.stream` from the gradient by the output into the one by `x`, both `[S, C]`; the
-    /// parameters' gradients are added.
+    /// parameters' gradients are added. Goes no further than the last `trained` blocks.
     ///
     /// # Errors
     /// As [`Transformer::forward`].
@@ -97,11 +97,12 @@ impl Transformer {
         pass: &mut Backward<'_, D>,
         packing: Packing<'_, D>,
         x: View<'_, D, D::Act>,
+        trained: usize,
         acts: &mut TransformerActivations<D>,
         d: &mut BlockGradients<D>,
     ) -> Result<()> {
         let shared = acts.blocks.len() < self.blocks.len();
-        for (i, block) in self.blocks.iter().enumerate().rev() {
+        for (i, block) in self.blocks.iter().enumerate().rev().take(trained) {
             let input = if i == 0 { x } else { first(&acts.outs[i - 1], x.len) };
             let room = &mut acts.blocks[if shared { 0 } else { i }];
             if shared && i != acts.latest {

@@ -184,13 +184,15 @@ impl Vit {
         self.proj.forward(pass, acts.ln_post.out(n * width), None, out)
     }
 
-    /// The parameters' gradients from `dout` `[N, D]`, added.
+    /// The parameters' gradients from `dout` `[N, D]`, added: those of the last `trained` groups of
+    /// [`crate::flow::Locks`], at least one; not a step further.
     ///
     /// # Errors
     /// As [`Vit::forward`].
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
+        trained: usize,
         acts: &mut VitActivations<D>,
         dout: View<'_, D, D::Act>,
         d: &mut VitGradients<D>,
@@ -199,8 +201,11 @@ impl Vit {
         let shape = PatchShape { images: n, ..self.shape };
         let (patches, width) = (n * shape.patches(), shape.width);
         let (device, stream) = (pass.device, n * shape.tokens() * width);
-        let dnormed = Some(first_mut(&mut d.dnormed, n * width));
+        let dnormed = (trained > 1).then(|| first_mut(&mut d.dnormed, n * width));
         self.proj.backward(pass, acts.ln_post.out(n * width), dout, dnormed)?;
+        if trained == 1 {
+            return Ok(());
+        }
         let (pooled, dnormed) = (first(&acts.pooled, n * width), first(&d.dnormed, n * width));
         let dpooled = (Write::Set, first_mut(&mut d.dpooled, n * width));
         self.ln_post.backward(pass, pooled, &acts.ln_post, dnormed, dpooled)?;
@@ -208,7 +213,11 @@ impl Vit {
         let dstream = first_mut(&mut d.blocks.stream, stream);
         rows::scatter(device, width, dpooled, index, dstream)?;
         let (packing, input) = (self.packing::<D>(&acts.cu_seqlens, n), acts.ln_pre.out(stream));
-        self.transformer.backward(pass, packing, input, &mut acts.transformer, &mut d.blocks)?;
+        let (blocks, room) = (trained - 1, &mut acts.transformer);
+        self.transformer.backward(pass, packing, input, blocks, room, &mut d.blocks)?;
+        if blocks <= self.transformer.blocks.len() {
+            return Ok(());
+        }
         let dembedded = (Write::Set, first_mut(&mut d.dembedded, stream));
         let (embedded, dstream) = (first(&acts.embedded, stream), first(&d.blocks.stream, stream));
         self.ln_pre.backward(pass, embedded, &acts.ln_pre, dstream, dembedded)?;

@@ -31,14 +31,27 @@ pub(super) struct Group {
     pub text: bool,
     /// Whether they decay.
     pub decays: bool,
+    /// Whether they are left as they are; the rest is then false.
+    pub locked: bool,
+}
+
+impl Group {
+    fn of(param: &Param, rule: DecayRule) -> Self {
+        if param.locked {
+            return Self { text: false, decays: false, locked: true };
+        }
+        let (text, decays) = (param.tower() == Tower::Text, rule.decays(param));
+        Self { text, decays, locked: false }
+    }
 }
 
 /// All there can be.
-pub(super) const GROUPS: [Group; 4] = [
-    Group { text: false, decays: true },
-    Group { text: false, decays: false },
-    Group { text: true, decays: true },
-    Group { text: true, decays: false },
+pub(super) const GROUPS: [Group; 5] = [
+    Group { text: false, decays: true, locked: false },
+    Group { text: false, decays: false, locked: false },
+    Group { text: true, decays: true, locked: false },
+    Group { text: true, decays: false, locked: false },
+    Group { text: false, decays: false, locked: true },
 ];
 
 /// For every [`Slot::ALIGN`] elements of the flat buffers the place of their group in [`GROUPS`].
@@ -48,8 +61,8 @@ pub(super) const GROUPS: [Group; 4] = [
 pub(super) fn group_map(table: &ParamTable, rule: DecayRule) -> Vec<u32> {
     let mut map = vec![None; table.len() / Slot::ALIGN];
     for param in table.iter() {
-        let kind = Group { text: param.tower() == Tower::Text, decays: rule.decays(param) };
-        let group = GROUPS.iter().position(|g| *g == kind).expect("all four kinds are there");
+        let kind = Group::of(param, rule);
+        let group = GROUPS.iter().position(|g| *g == kind).expect("all kinds are there");
         let slot = param.slot.range();
         for block in &mut map[slot.start / Slot::ALIGN..slot.end.div_ceil(Slot::ALIGN)] {
             let before = *block.get_or_insert(group as u32);
@@ -62,6 +75,7 @@ pub(super) fn group_map(table: &ParamTable, rule: DecayRule) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Locks;
 
     fn table(params: &[(&str, &[usize])]) -> ParamTable {
         let mut table = ParamTable::default();
@@ -109,6 +123,8 @@ mod tests {
         let expected = [0, 0, 0, 0, 1, 2, 3, 3, 1];
         assert_eq!(group_map(&table, DecayRule::ByShape), expected);
         assert_eq!(table.len(), 64 * expected.len());
+        table.lock(Locks { image: None, text: Some(1) });
+        assert_eq!(group_map(&table, DecayRule::ByShape), [0, 0, 0, 0, 1, 2, 4, 4, 1]);
     }
 
     #[test]

@@ -113,7 +113,8 @@ pub struct Optimizer<D: Device> {
 const STEPS: &str = "optimizer.steps";
 
 impl<D: Device> Optimizer<D> {
-    /// For the parameters of `table`, with moments of zero.
+    /// For the parameters of `table`, with moments of zero; those that are locked it leaves as they
+    /// are.
     ///
     /// # Errors
     /// [`Error::Option`] where an option cannot train; [`Error::Device`] where memory does not
@@ -174,7 +175,8 @@ impl<D: Backend> Optimizer<D> {
     /// The update that was prepared. Where the norm of all `grads`, before clipping, is not finite,
     /// the device changes nothing. Does not wait for it.
     ///
-    /// Where the text tower is frozen its gradients should be zero: they count in the norm.
+    /// Where the text tower is frozen its gradients should be zero, and those of locked parameters
+    /// always: they count in the norm.
     ///
     /// # Errors
     /// [`Error::Shape`] where `grads` is not of the table's length; errors of the device.
@@ -218,7 +220,7 @@ impl<D: Backend> Optimizer<D> {
     }
 
     fn rates(&self, group: Group, lr: f64, text: TextUpdate) -> [f64; RATES] {
-        if group.text && text == TextUpdate::Freeze {
+        if group.locked || group.text && text == TextUpdate::Freeze {
             return AdamWStep::FROZEN;
         }
         let AdamWOptions { beta1, beta2, eps, weight_decay, grad_clip_norm, .. } = self.options;

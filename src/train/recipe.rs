@@ -4,6 +4,7 @@ use super::step::{Parts, StepOptions};
 use crate::backend::{Backend, Device};
 use crate::encode::{self, Clip, ClipConfig, Keep};
 use crate::error::Result;
+use crate::flow::Locks;
 use crate::matching::{CaptionPool, PoolShape};
 use crate::optim::{AdamWOptions, DecayRule, Optimizer};
 
@@ -14,6 +15,8 @@ pub struct Recipe {
     pub model: ClipConfig,
     /// What stays of a forward until its backward.
     pub keep: Keep,
+    /// What of it stays as it is.
+    pub locks: Locks,
     /// Captions of the pool, where the objective has one.
     pub pool_rows: usize,
     /// The optimiser's numbers.
@@ -34,9 +37,9 @@ impl Recipe {
     /// The encoders, with room for one pass.
     ///
     /// # Errors
-    /// Those of [`Clip::new`].
+    /// Those of [`Clip::locked`].
     pub fn clip<D: Device>(&self, device: &D) -> Result<Clip<D>> {
-        Clip::new(device, &self.model, self.step.micro_batch, self.keep)
+        Clip::locked(device, &self.model, self.step.micro_batch, self.keep, self.locks)
     }
 
     /// The optimiser, with moments of 0.

@@ -295,7 +295,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// With several passes the activations of all but the last are gone: beginning with the last,
     /// each other one runs forward again before it runs backward. The loss saw all pairs at once,
     /// so the gradient is that of the whole batch (Gao, Zhang, Han, Callan 2021; open_clip's
-    /// `--accum-freq`).
+    /// `--accum-freq`). A tower that is locked whole has no such passes.
     fn learn_images(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
         self.device.zero(ViewMut::all(&mut self.grads))?;
         self.model.forget_batches(&self.device)?;
@@ -308,10 +308,12 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         let (device, weights, slot) = (&self.device, &self.weights, self.logit_scale.slot);
         self.loss.forward(device, &self.comm, weights, slot, targets)?;
         let d_image = ViewMut::all(&mut self.image.grad);
-        let d_text = (targets == Targets::Own).then(|| ViewMut::all(&mut self.text.grad));
+        let learns_texts = targets == Targets::Own && !self.model.locks().whole_text();
+        let d_text = learns_texts.then(|| ViewMut::all(&mut self.text.grad));
         self.loss.backward(device, weights, slot, targets, d_image, d_text, &mut self.grads)?;
-        for part in (0..self.passes()).rev() {
-            if part + 1 < self.passes() {
+        let passes = if self.model.locks().whole_image() { 0 } else { self.passes() };
+        for part in (0..passes).rev() {
+            if part + 1 < passes {
                 self.forward_image(batch, part)?;
             }
             let (images, dout) =
@@ -327,7 +329,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// every step whose loss is not ([`ClipLoss::backward`]), the update leaves everything as it
     /// was, and so does the clamp, within whose limits the temperature was before.
     fn learn_texts(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
-        let passes = if targets == Targets::Own { self.passes() } else { 0 };
+        let learns = targets == Targets::Own && !self.model.locks().whole_text();
+        let passes = if learns { self.passes() } else { 0 };
         for part in (0..passes).rev() {
             if part + 1 < passes {
                 self.forward_text(batch, part)?;
