@@ -165,7 +165,8 @@ fn what_is_locked_keeps_its_bits_on_a_gpu() {
 /// As many groups as there are, or more, leave nothing locked.
 #[test]
 fn locks_of_everything_are_no_locks() {
-    let mut plain = trainer_matching(&Cpu::new(1).unwrap(), Objective::RoClip, 2, 1, Keep::All);
+    let mut plain =
+        trainer_matching(&Cpu::<f32>::new(1).unwrap(), Objective::RoClip, 2, 1, Keep::All);
     let mut locked = locked_trainer(Objective::RoClip, Locks { image: Some(9), text: Some(9) });
     train(&mut plain, 0..6);
     train(&mut locked, 0..6);
