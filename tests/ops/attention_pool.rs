@@ -211,14 +211,15 @@ fn attention_agrees<D: Backend>(device: &D, shape: AttentionPoolShape, odd: usiz
     // from here on the device's results are an input
     out.values = out.read(device);
     lse.values = lse.read(device);
-    backward_agrees(device, &case, odd, (&out, &lse));
+    backward_agrees(device, &case, odd, &out, &lse);
 }
 
 fn backward_agrees<D: Backend>(
     device: &D,
     case: &Attention<D>,
     odd: usize,
-    (out, lse): (&Tensor<D, D::Act>, &Tensor<D, D::Acc>),
+    out: &Tensor<D, D::Act>,
+    lse: &Tensor<D, D::Acc>,
 ) {
     let (f64s, shape, width) = (twin(), case.shape, case.shape.width());
     let (short, len) = (out.values.len(), case.keys.values.len());
