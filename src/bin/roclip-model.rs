@@ -119,7 +119,7 @@ struct EmbedArgs {
     /// Embed captions only; a pair whose picture is broken is skipped all the same
     #[arg(long, conflicts_with = "both")]
     texts: bool,
-    /// Embed both, and score every pair [default]
+    /// Embed both, and score every pair (the default)
     #[arg(long)]
     both: bool,
     /// Bring rows to length 1
