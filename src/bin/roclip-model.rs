@@ -38,7 +38,7 @@ enum Command {
     /// Tells which tensors a file holds, and whether they are the model they should be
     Inspect(InspectArgs),
     /// Writes the features of pictures and captions, in the order of the shards, and their cosine
-    Embed(EmbedArgs),
+    Embed(Box<EmbedArgs>),
 }
 
 #[derive(Debug, Args)]
