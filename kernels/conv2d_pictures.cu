@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(THREADS, 3) conv2d_pictures_kernel(Conv2dForwa
                 const int pixel = first + h * 8 + lane / 4, o = output + lane % 4 * 8;
                 if (pixel >= unit.pixels || o >= a.outputs) continue;
                 bf16* const to = a.y + (unit.first + pixel) * a.outputs + o;
-                store(reinterpret_cast<uint32_t*>(to), packed);
+                store16(to, packed.at);
             }
         }
     }
