@@ -33,9 +33,9 @@ pub struct Export<'a> {
     pub card: Card,
 }
 
-/// Adds what a state dict holds beside what a model computes with: the number of `batches` that each
-/// BatchNorm saw, an int64 of shape `[]`, where `*.running_var` is there without it. Nothing reads
-/// it where a momentum is set, as in every CLIP; 0 where the number is not known.
+/// Adds what a state dict holds beside what a model computes with: the number of `batches` that
+/// each BatchNorm saw, an int64 of shape `[]`, where `*.running_var` is there without it. Nothing
+/// reads it where a momentum is set, as in every CLIP; 0 where the number is not known.
 pub fn complete(tensors: &mut Tensors<'_>, batches: u64) {
     let norms = tensors.keys().filter_map(|name| name.strip_suffix(".running_var"));
     let counts: Vec<_> = norms.map(|norm| format!("{norm}.num_batches_tracked")).collect();
