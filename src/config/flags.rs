@@ -210,9 +210,9 @@ const DEFAULT_MODEL: &str = "ViT-B-32";
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Name of a model (`RN50`, `ViT-B-32`, `ViT-B-16`, or one of the small ones that `--list-
-    /// models` prints), or a JSON file in open_clip's form [default: that of --pretrained, or
-    /// ViT-B-32]
+    /// Name of a model (`RN50`, `ViT-B-32`, `ViT-B-16`, or one of the small ones that
+    /// `--list-models` prints), or a JSON file in open_clip's form [default: that of --pretrained,
+    /// or ViT-B-32]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
     /// Start from these weights: a file or directory of open_clip or transformers, an archive of
