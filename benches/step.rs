@@ -17,8 +17,8 @@ use roclip::backend::{Backend, Solo};
 use roclip::encode::config::{ResNetConfig, VitConfig};
 use roclip::encode::{self, Clip, ClipConfig, Keep, VisionConfig};
 use roclip::flow::{Batch, PackedTokens, SampleId};
-use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
+use roclip::train::objective::Objective;
 use roclip::train::step::{Outcome, Parts, StepOptions, Trainer};
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -228,7 +228,7 @@ fn trainer<D: Backend>(device: &D, config: &ClipConfig, pairs: usize) -> Result<
     let weights = encode::init(device, config, 0)?;
     let adamw = AdamWOptions::default();
     let optimizer = Optimizer::new(device, model.params(), adamw, DecayRule::ByShape)?;
-    let parts = Parts { model, weights, optimizer, pool: None };
+    let parts = Parts { model, weights, optimizer, pool: None, image_pool: None };
     let options = StepOptions {
         objective: Objective::Clip,
         match_every: 1,

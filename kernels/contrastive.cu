@@ -3,7 +3,9 @@
 //   l[i,j] = s <rows[i], cols[j]>,  s = exp(logit_scale)
 //   lse[i] = log sum_j exp(l[i,j])                              own[i] = l[i, offset + i]
 //   col_lse[j] = log sum_i exp(l[i,j])
-//   weights[i,j] = s/(2G) (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 [j = offset+i])
+//   weights[i,j] = factor s/(2G)
+//                  (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 [j = offset+i])
+//   where row_lse or col_lse is null, that exponential is 0 and one own pair is subtracted
 //   dlogit_scale += sum_i <rows[i], drows[i]>,   drows = weights . cols, a matrix product
 //
 //   tensor        shape                dtype  role
@@ -14,7 +16,7 @@
 //   col_lse       [G]                  f32    out  may be null; in for `weights`, a block's
 //   strip_*       [ROCLIP_STRIPS, N]   f32    scratch: every strip's largest product and sum; with
 //                                             col_lse the larger of N and G
-//   row_lse       [N]                  f32    in   for `weights`, a block's
+//   row_lse       [N]                  f32    in   for `weights`, a block's; may be null
 //   weights       [N, G]               bf16   out  a block's
 //   drows         [N, D]               bf16   in
 //   dlogit_scale  [1]                  f32    added to
@@ -168,12 +170,18 @@ __global__ void __launch_bounds__(THREADS) contrastive_join_kernel(Forward f) {
 struct Weights {
     ContrastiveWeights a;
     Operands operands;
-    float half_inverse;  // 1 / (2 G)
+    float half_inverse;  // factor / (2 G)
+    float directions;
 };
 
 // The two probabilities of a pair, from its inner product; the differences are rounded once.
 __device__ __forceinline__ float probabilities(float x, float s, float row_lse, float col_lse) {
     return exp2_approx(fmaf(x, s, -row_lse) * LOG2E) + exp2_approx(fmaf(x, s, -col_lse) * LOG2E);
+}
+
+// One that makes its exponential 0 where there is none.
+__device__ __forceinline__ float lse_or_none(const float* lse, int64_t at, bool inside) {
+    return lse == nullptr ? INFINITY : inside ? lse[at] : 0.f;
 }
 
 // VECTOR: two neighbouring weights may be stored at once.
@@ -191,8 +199,9 @@ __device__ __forceinline__ void write_weights(const Weights& w, Tile& tile, int6
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) {
         const int left = cols - col_of(p, 0);  // columns from here on
-        const float* const lse = a.col_lse + col + col_of(p, 0);
-        const float col_lse[2] = {left > 0 ? lse[0] : 0.f, left > 1 ? lse[1] : 0.f};
+        const int64_t at = col + col_of(p, 0);
+        const float col_lse[2] = {lse_or_none(a.col_lse, at, left > 0),
+                                  lse_or_none(a.col_lse, at + 1, left > 1)};
 #pragma unroll
         for (int h = 0; h < HALVES; ++h) {
             if (h * 8 >= rows || left <= 0) continue;
@@ -200,7 +209,7 @@ __device__ __forceinline__ void write_weights(const Weights& w, Tile& tile, int6
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const float x = element(tile, h, 2 * p + e);
-                const float own = p * 8 + e == mine + h * 8 ? 2.f : 0.f;
+                const float own = p * 8 + e == mine + h * 8 ? w.directions : 0.f;
                 pair[e] = to_bf16(factor * (probabilities(x, s, row_lse[h], col_lse[e]) - own));
             }
             bf16* const to = corner + h * 8 * a.cols_n + p * 8;
@@ -217,10 +226,12 @@ __device__ __forceinline__ void write_weights(const Weights& w, Tile& tile, int6
 template <bool VECTOR>
 __global__ void __launch_bounds__(THREADS, 2) contrastive_weights_kernel(Weights w) {
     const float s = expf(*w.a.logit_scale);
-    const float* const lse = w.a.row_lse + int64_t(blockIdx.x) * ROWS + row_of(0);
+    const int64_t row = int64_t(blockIdx.x) * ROWS + row_of(0);
     float row_lse[HALVES];
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h) row_lse[h] = h * 8 < rows_left(w.a.rows_n) ? lse[h * 8] : 0.f;
+    for (int h = 0; h < HALVES; ++h) {
+        row_lse[h] = lse_or_none(w.a.row_lse, row + h * 8, h * 8 < rows_left(w.a.rows_n));
+    }
     sweep<VECTOR>(w.operands, [&](Tile& tile, int64_t col) {
         write_weights<VECTOR>(w, tile, col, s, row_lse);
     });
@@ -295,7 +306,8 @@ int32_t contrastive_weights(RoclipStream stream, const ContrastiveWeights* a) {
     const bool pairs = a->cols_n % 2 == 0 && aligned(4, a->weights);
     const auto start = pairs && vector(o) ? launch<contrastive_weights_kernel<true>, 1, Weights>
                                           : launch<contrastive_weights_kernel<false>, 1, Weights>;
-    return start(stream, grid(o), dim3(THREADS), SHARED, {*a, o, 0.5f / float(a->total)});
+    const Weights w = {*a, o, a->factor * 0.5f / float(a->total), directions(*a)};
+    return start(stream, grid(o), dim3(THREADS), SHARED, w);
 }
 
 int32_t contrastive_scale(RoclipStream stream, const ContrastiveScale* a) {

@@ -257,6 +257,7 @@ int32_t forward_slice(RoclipStream stream, ContrastiveForward a, int64_t first, 
 struct Weights {
     hopper::Operands operands;
     ContrastiveWeights a;
+    float directions;
     bool vector;  // whether 16 bytes of weights may be stored at once
 };
 
@@ -277,9 +278,9 @@ struct WriteWeights {
         float row_lse2[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            row_lse2[h] = row_of(h) < rows ? a.row_lse[row + row_of(h)] * LOG2E : 0.f;
+            row_lse2[h] = lse2(a.row_lse, row + row_of(h), row_of(h) < rows);
         }
-        const float* const lse = a.col_lse + col + col_of(0);
+        const float* const lse = a.col_lse == nullptr ? nullptr : a.col_lse + col + col_of(0);
         bf16* to[2];  // where this lane's first vector goes, of each row; null past the last
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -301,6 +302,11 @@ struct WriteWeights {
         }
     }
 
+    // Over ln 2; one that makes its exponential 0 where there is none.
+    __device__ __forceinline__ static float lse2(const float* lse, int at, bool inside) {
+        return lse == nullptr ? INFINITY : inside ? lse[at] * LOG2E : 0.f;
+    }
+
     // factor (exp(l - row_lse) + exp(l - col_lse)) of 32 columns, from inner products; `left`:
     // columns from this lane's first on.
     __device__ __forceinline__ void probabilities(Products& values, int first, const float* lse,
@@ -308,7 +314,7 @@ struct WriteWeights {
 #pragma unroll
         for (int i = first; i < first + 8; ++i) {
             const int at = col_of(i) - col_of(0);
-            const float col_lse2 = at < left ? lse[at] * LOG2E : 0.f;
+            const float col_lse2 = lse2(lse, at, at < left);
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 float& x = element(values, h, i);
@@ -323,7 +329,7 @@ struct WriteWeights {
         for (int i = first; i < first + 8; ++i) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                if (col_of(i) == ahead + row_of(h)) element(values, h, i) -= 2 * factor;
+                if (col_of(i) == ahead + row_of(h)) element(values, h, i) -= w.directions * factor;
             }
         }
     }
@@ -355,7 +361,7 @@ struct WriteWeights {
 __global__ void __launch_bounds__(THREADS, 1)
     contrastive_weights_hopper_kernel(const __grid_constant__ Weights w) {
     const float s = expf(*w.a.logit_scale);
-    WriteWeights consumer = {w, s * LOG2E, s * 0.5f / float(w.a.total)};
+    WriteWeights consumer = {w, s * LOG2E, s * (w.a.factor * 0.5f) / float(w.a.total)};
     run<bf16, COLS>(w.operands, w.operands.work, consumer);
 }
 
@@ -377,6 +383,7 @@ int32_t contrastive_weights_hopper(RoclipStream stream, const ContrastiveWeights
     if (!fits<bf16>(a.rows_n, a.cols_n, a.width, a.rows, a.cols)) return ROCLIP_REFUSED;
     Weights w = {};
     w.a = a;
+    w.directions = directions(a);
     w.vector = a.cols_n % 8 == 0 && aligned(16, a.weights);
     const int32_t error =
         describe<bf16, COLS>(&w.operands, a.rows, a.rows_n, a.cols, a.cols_n, a.width);

@@ -1,12 +1,12 @@
 // l2norm: rows to length 1.
 //
 //   y = x * inv_norm,  inv_norm = 1 / max(|x|, eps)
-//   dx = (dy - <dy, y> * y) * inv_norm, exact where |x| > eps
+//   dx = (dy - <dy, y> * y) * inv_norm, or added to dx; exact where |x| > eps
 //
 // Tensors   in roclip.h.
 // Requires  rows >= 1, width >= 1. y may be x, and dx may be y or dy.
 // Launch    blocks of 8 warps, a row a warp; in registers where width % 8 == 0, width <= 2048 and
-//           pointers lie at 16 bytes, else over memory.
+//           pointers lie at 16 bytes, else over memory. Where dx is added to, it is read last.
 // Mapping   lane -> 8 neighbouring columns in every 256, one 16-byte access each.
 // Barriers  none.
 // Numerics  f32: the squares of a row must not overflow, |x| < 10^19. One rounding to bf16. NaN in
@@ -81,10 +81,11 @@ __global__ void __launch_bounds__(THREADS, CHUNKS <= 6 ? 2 : 1)
     });
     along = warp_sum(along);
     for_chunks<CHUNKS>(a.width, [&](int k, int column) {
-        float dx[LANE];
+        float dx[LANE] = {};
+        if (a.add) load_floats(a.dx + row * a.width + column, dx);
 #pragma unroll
         for (int i = 0; i < LANE; ++i) {
-            dx[i] = (to_float(dy.at[k][i]) - along * to_float(y.at[k][i])) * inv;
+            dx[i] += (to_float(dy.at[k][i]) - along * to_float(y.at[k][i])) * inv;
         }
         store_floats(a.dx + row * a.width + column, dx);
     });
@@ -100,7 +101,9 @@ __global__ void __launch_bounds__(THREADS) l2norm_backward_any_kernel(L2normBack
     for (int c = lane; c < a.width; c += WARP) along += to_float(dy[c]) * to_float(y[c]);
     along = warp_sum(along);
     for (int c = lane; c < a.width; c += WARP) {
-        a.dx[row * a.width + c] = to_bf16((to_float(dy[c]) - along * to_float(y[c])) * inv);
+        bf16* const dx = a.dx + row * a.width + c;
+        const float before = a.add ? to_float(*dx) : 0.f;
+        *dx = to_bf16(before + (to_float(dy[c]) - along * to_float(y[c])) * inv);
     }
 }
 

@@ -258,6 +258,13 @@ typedef struct RowsScatter { /* the caller has zeroed dx */
     int32_t width;
 } RowsScatter;
 
+typedef struct RowsDot {
+    const bf16 *a, *b; /* [rows, width] */
+    float *out;        /* [rows] */
+    int64_t rows;
+    int32_t width;
+} RowsDot;
+
 /* ---- l2norm ---- */
 
 typedef struct L2normForward {
@@ -276,6 +283,7 @@ typedef struct L2normBackward {
     bf16 *dx;              /* [rows, width] */
     int64_t rows;
     int32_t width;
+    int32_t add; /* to dx, instead of replacing it */
 } L2normBackward;
 
 /* ---- pool ---- */
@@ -317,15 +325,16 @@ typedef struct ContrastiveForward {
     int32_t kernel; /* ROCLIP_AUTO, ... */
 } ContrastiveForward;
 
-/* weight[i,j] = s/(2G) * (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 delta_ij), for a
- * block of rows and columns; its product with the columns is a part of the gradient of these rows,
+/* weight[i,j] = factor s/(2G) * (exp(l[i,j] - row_lse[i]) + exp(l[i,j] - col_lse[j]) - 2 delta_ij),
+ * of one direction where the other's log-sum-exps are null, for a block of rows and columns; its
+ * product with the columns is a part of the gradient of these rows,
  * that of its transpose with the rows one of the gradient of these columns. */
 typedef struct ContrastiveWeights {
     const bf16 *rows;         /* [rows_n, D], the block's */
     const bf16 *cols;         /* [cols_n, D], the block's */
     const float *logit_scale; /* [1] */
-    const float *row_lse;     /* [rows_n], the block's */
-    const float *col_lse;     /* [cols_n], the block's */
+    const float *row_lse;     /* [rows_n], the block's, or null */
+    const float *col_lse;     /* [cols_n], the block's, or null */
     bf16 *weights;            /* [rows_n, cols_n] */
     int64_t rows_n, cols_n;
     int64_t total;  /* G */
@@ -333,6 +342,7 @@ typedef struct ContrastiveWeights {
                        row; perhaps negative, perhaps beyond the block */
     int32_t width;
     int32_t kernel; /* ROCLIP_AUTO, ... */
+    float factor;
 } ContrastiveWeights;
 
 /* dlogit_scale += sum over all rows of <rows[i], drows[i]>: logits are linear in both. */
@@ -342,6 +352,18 @@ typedef struct ContrastiveScale {
     float *partial;           /* scratch, [ROCLIP_PARTS] */
     int64_t len;
 } ContrastiveScale;
+
+/* ---- cyclic ---- */
+
+/* weights = 4 weight differences; loss[i] += weight sum_j differences[i,j]^2 */
+typedef struct CyclicWeights {
+    const float *differences; /* [rows, cols] */
+    bf16 *weights;            /* [rows, cols] */
+    float *loss;              /* [rows], added to */
+    int64_t rows;
+    int32_t cols;
+    float weight;
+} CyclicWeights;
 
 /* ---- grad_norm, adamw ---- */
 
@@ -417,6 +439,7 @@ typedef struct CastBf16 {
     X(AttentionPoolBackward, attention_pool_backward)            \
     X(RowsGather, rows_gather)                                   \
     X(RowsScatter, rows_scatter)                                 \
+    X(RowsDot, rows_dot)                                         \
     X(L2normForward, l2norm_forward)                             \
     X(L2normBackward, l2norm_backward)                           \
     X(PoolMatch, pool_match)                                     \
@@ -424,6 +447,7 @@ typedef struct CastBf16 {
     X(ContrastiveForward, contrastive_forward)                   \
     X(ContrastiveWeights, contrastive_weights)                   \
     X(ContrastiveScale, contrastive_scale)                       \
+    X(CyclicWeights, cyclic_weights)                             \
     X(GradNorm, grad_norm)                                       \
     X(AdamW, adamw)                                              \
     X(AdamWClamp, adamw_clamp)                                   \

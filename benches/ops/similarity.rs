@@ -4,7 +4,10 @@ use super::common::{Params, accs, acts, acts_of, unit_rows};
 use super::towers::act_bytes;
 use super::{Bench, Cost, Run, bench};
 use roclip::Result;
-use roclip::backend::ops::contrastive::{self, ContrastiveGrads, ContrastiveOut, ContrastiveShape};
+use roclip::backend::ops::contrastive::{
+    self, ContrastiveGrads, ContrastiveLoss, ContrastiveOut, ContrastiveShape,
+};
+use roclip::backend::ops::cyclic::{self, CyclicOut, CyclicPairs, CyclicShape, CyclicWeights};
 use roclip::backend::ops::linear::{self, Layout, LinearShape};
 use roclip::backend::ops::pool;
 use roclip::backend::{Backend, View, ViewMut};
@@ -73,10 +76,11 @@ impl<D: Backend> Pairs<D> {
             logit_scale: Some(ViewMut::all(&mut self.dscale)),
         };
         let (rows, cols) = (View::all(&self.images), View::all(&self.texts));
-        let (row_lse, col_lse) = (View::all(&self.row_lse), View::all(&self.col_lse));
+        let (row_lse, col_lse) = (Some(View::all(&self.row_lse)), Some(View::all(&self.col_lse)));
+        let loss = ContrastiveLoss { row_lse, col_lse, factor: 1.0 };
         let (scale, room) = (self.scale.all(), ViewMut::all(&mut self.workspace));
         let shape = self.shape;
-        contrastive::backward(run.device, shape, rows, cols, scale, row_lse, col_lse, grads, room)?;
+        contrastive::backward(run.device, shape, rows, cols, scale, loss, grads, room)?;
         let dcols = if with_cols { run.hash(&self.dcols)? } else { 0 };
         Ok(joined([run.hash(&self.drows)?, dcols, run.hash(&self.dscale)?]))
     }
@@ -101,7 +105,7 @@ fn joined(hashes: [u64; 3]) -> u64 {
 }
 
 /// The loss of `n` pairs on one rank: its passes apart and together, with gradients of both sides
-/// as CLIP wants them, and of the rows alone as RoCLIP does.
+/// as CLIP wants them, and of the rows alone as RoCLIP does; and CyCLIP's terms.
 pub fn contrastives<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Vec<Bench<D>>> {
     let pairs = Rc::new(RefCell::new(Pairs::new(device, n, width)?));
     pairs.borrow_mut().forward(&Run { device, hashed: false })?;
@@ -119,7 +123,34 @@ pub fn contrastives<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Ve
         add("backward rows", 2.0, Box::new(|pairs, run| pairs.backward(run, false))),
         add("both", 4.0, Box::new(|pairs, run| pairs.whole(run, true))),
         add("both rows", 3.0, Box::new(|pairs, run| pairs.whole(run, false))),
+        cyclics(device, [n, width])?,
     ])
+}
+
+/// CyCLIP's terms of `n` pairs on one rank. Eight products of their sizes: two differences, each of
+/// two, and each a part of both gradients.
+fn cyclics<D: Backend>(device: &D, [n, width]: [usize; 2]) -> Result<Bench<D>> {
+    let shape = CyclicShape { rows: n, cols: n, width };
+    let weights = CyclicWeights { in_modal: 0.25, cross_modal: 0.25 };
+    let images = acts_of(device, &unit_rows(n, width, 1))?;
+    let texts = acts_of(device, &unit_rows(n, width, 2))?;
+    let (mut dimages, mut dtexts) = (acts(device, n * width)?, acts(device, n * width)?);
+    let (mut loss, least) = (accs(device, n)?, D::cyclic_workspace(shape));
+    let mut workspace = accs(device, least)?;
+    let cost = Cost::Beside(16.0 * (n * n * width) as f64);
+    let bench = bench(&format!("cyclic {n}x{n}x{width}"), cost, move |run| {
+        let (i, t) = (View::all(&images), View::all(&texts));
+        let pairs = CyclicPairs { images: i, texts: t, all_images: i, all_texts: t };
+        let out = CyclicOut {
+            loss: ViewMut::all(&mut loss),
+            images: ViewMut::all(&mut dimages),
+            texts: ViewMut::all(&mut dtexts),
+        };
+        let room = ViewMut::all(&mut workspace);
+        cyclic::value_and_grad(run.device, shape, weights, pairs, out, room)?;
+        Ok(joined([run.hash(&loss)?, run.hash(&dimages)?, run.hash(&dtexts)?]))
+    });
+    Ok(Bench { extra: (least + n) * size_of::<D::Acc>(), ..bench })
 }
 
 /// The four products that it takes at least: logits twice, and a gradient of each side.

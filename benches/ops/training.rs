@@ -7,7 +7,7 @@ use roclip::Result;
 use roclip::backend::ops::adamw::{AdamWStep, RATES, adamw};
 use roclip::backend::ops::grad_norm::grad_norm;
 use roclip::backend::ops::{l2norm, rows};
-use roclip::backend::{Backend, Float, Slot, View, ViewMut};
+use roclip::backend::{Backend, Float, Slot, View, ViewMut, Write};
 
 /// Forward and backward of `l2norm`, and both ways of `rows`.
 pub fn lengths_and_rows<D: Backend>(
@@ -23,7 +23,7 @@ pub fn lengths_and_rows<D: Backend>(
         let to = (ViewMut::all(&mut y), ViewMut::all(&mut inv));
         l2norm::forward(run.device, width, View::all(&x), to.0, to.1)?;
         let (y_in, dy, to) = (View::all(&y), View::all(&dy), ViewMut::all(&mut dx));
-        l2norm::backward(run.device, width, y_in, View::all(&inv), dy, to)?;
+        l2norm::backward(run.device, width, y_in, View::all(&inv), dy, Write::Set, to)?;
         Ok(run.hash(&y)? ^ run.hash(&dx)?.rotate_left(1))
     });
     let index = device.buffer(&(0..count as u32).rev().collect::<Vec<_>>())?;
@@ -37,7 +37,13 @@ pub fn lengths_and_rows<D: Backend>(
         rows::scatter(run.device, width, View::all(&picked), index, to)?;
         run.hash(&spread)
     });
-    Ok(vec![lengths, picks])
+    let (a, b, mut dots) = (acts(device, len)?, acts(device, len)?, accs(device, count)?);
+    let products =
+        bench::<D>(&format!("rows dot {count}x{width}"), Cost::Bytes(2.0 * bytes), move |run| {
+            rows::dot(run.device, width, View::all(&a), View::all(&b), ViewMut::all(&mut dots))?;
+            run.hash(&dots)
+        });
+    Ok(vec![lengths, picks, products])
 }
 
 /// The norm of all gradients, and the update of all parameters.

@@ -1,4 +1,5 @@
-"""CLIP's loss over N pairs on one GPU: its value and its gradients, both directions.
+"""CLIP's loss over N pairs on one GPU: its value and its gradients, both directions; and CyCLIP's
+two terms.
 
 open_clip's ClipLoss under bf16 autocast, as open_clip trains, eager and compiled; the same by hand
 in chunks of rows, which never holds all logits; Inf-CL, Liger and Cut Cross-Entropy, whose one
@@ -17,6 +18,7 @@ GPU = [(1024, 512), (32_768, 512), (32_768, 1024), (65_536, 512), (65_536, 1024)
 TINY = [(259, 33)]
 LOGIT_SCALE = math.log(100)  # what training ends with
 CHUNK = 1 << 28  # logits of a chunk
+CYCLIC = 0.25, 0.25  # weights in and across modalities
 SAMPLE = 64
 
 
@@ -229,6 +231,7 @@ def run(table, arguments):
         for peer, library, dtype in LIBRARIES:
             typed = low if dtype == torch.bfloat16 else pairs
             table.add(name, peer, lambda: trained(library(), typed), judge, slow=True)
+        cyclic(table, size, low)
 
 
 def in_chunks(table, size, plain, judge, compiled):
@@ -242,3 +245,62 @@ def in_chunks(table, size, plain, judge, compiled):
     ]:
         table.add(f"contrastive {part} {size}", peer, lambda: call)
     table.add(f"contrastive both {size}", peer, lambda: lambda: hand.both(*plain), judge)
+
+
+def cyclic_part(images, texts, all_images, all_texts):
+    """Of some rows: their share of the loss, and what their gradients are multiples of."""
+    inner, cross = CYCLIC
+    in_modal = (images @ all_images.t()).float() - (texts @ all_texts.t()).float()
+    cross_modal = (images @ all_texts.t()).float() - (texts @ all_images.t()).float()
+    loss = inner * in_modal.square().sum() + cross * cross_modal.square().sum()
+    e, m = (inner * in_modal).to(images.dtype), (cross * cross_modal).to(images.dtype)
+    return loss, e @ all_images + m @ all_texts, e @ all_texts + m @ all_images
+
+
+def cyclic_in_chunks(part):
+    def call(images, texts):
+        n, value = len(images), torch.zeros((), device=images.device)
+        dimages, dtexts = torch.empty_like(images), torch.empty_like(texts)
+        for some in chunks(n):
+            loss, by_image, by_text = part(images[some], texts[some], images, texts)
+            value += loss / n
+            dimages[some], dtexts[some] = 4 / n * by_image, -4 / n * by_text
+        return value, dimages, dtexts
+
+    return call
+
+
+def cyclic(table, size, pairs):
+    """CyCLIP's terms as its authors' program has them, by autograd, and in chunks by hand."""
+
+    def terms(images, texts, _):
+        inner, cross = CYCLIC
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            across = images @ texts.t()
+            in_modal = images @ images.t() - texts @ texts.t()
+        n = len(images)
+        return (inner * in_modal.float().square().sum()
+                + cross * (across - across.t()).float().square().sum()) / n
+
+    leaves = [pairs.images.detach(), pairs.texts.detach()]
+    value, *grads = cyclic_in_chunks(cyclic_part)(*(leaf.float() for leaf in leaves))
+
+    def judge(result):
+        off = abs(result[0].item() - value.item()) / value.item()
+        worst = max(((found.float() - right).norm() / right.norm()).item()
+                    for found, right in zip(result[1:], grads))
+        return {"loss_off": off, "gradient_off": worst,
+                "judged": f"loss off {off:.1e}, gradient {100 * worst:.2f} %"}
+
+    def autograd(loss):
+        def call():
+            value = loss(pairs.images, pairs.texts, None)
+            return value, *torch.autograd.grad(value, [pairs.images, pairs.texts])
+
+        return call
+
+    for peer, loss in table.variants(terms):
+        table.add(f"cyclic {size}", peer, lambda: autograd(loss), judge)
+    for peer, part in table.variants(cyclic_part):
+        table.add(f"cyclic {size}", f"in chunks, {peer}",
+                  lambda: lambda: cyclic_in_chunks(part)(*leaves), judge)

@@ -121,6 +121,8 @@ def norms(table, shapes, make):
         return gathered, torch.zeros_like(source).index_copy_(0, index, picked)
 
     table.forward(f"rows {count}x{width}", pick, source, index, picked)
+    dot = lambda a, b: (a * b).sum(-1, dtype=torch.float32)
+    table.forward(f"rows dot {count}x{width}", dot, source, picked)
 
 
 def attentions(table, shapes, make):

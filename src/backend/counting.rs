@@ -2,6 +2,7 @@
 //! allocate from the device it stands for.
 
 use super::ops::contrastive::{ContrastiveShape, ContrastiveWorkspace};
+use super::ops::cyclic::{CyclicShape, CyclicWorkspace};
 use super::{Communicator, Device, Element, Slot, View, ViewMut};
 use crate::error::Result;
 use std::marker::PhantomData;
@@ -127,6 +128,12 @@ impl<D: Device> Device for Counting<D> {
 impl<D: ContrastiveWorkspace> ContrastiveWorkspace for Counting<D> {
     fn contrastive_workspace(shape: ContrastiveShape, with_cols: bool) -> usize {
         D::contrastive_workspace(shape, with_cols)
+    }
+}
+
+impl<D: CyclicWorkspace> CyclicWorkspace for Counting<D> {
+    fn cyclic_workspace(shape: CyclicShape) -> usize {
+        D::cyclic_workspace(shape)
     }
 }
 

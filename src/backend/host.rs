@@ -75,6 +75,8 @@ impl HostBuf {
 pub struct HostRows {
     memory: Arc<Shared>,
     row_len: usize,
+    views: usize,
+    rows_of_view: usize,
     rows: usize,
 }
 
@@ -103,18 +105,30 @@ unsafe impl Send for HostRow {}
 
 impl HostBuf {
     /// Forgets the numbers and cuts the room into rows of `row_len` numbers.
-    pub fn into_rows(mut self, row_len: usize) -> HostRows {
+    pub fn into_rows(self, row_len: usize) -> HostRows {
+        let most = self.capacity() / row_len.max(1);
+        self.into_views(row_len, 1, most)
+    }
+
+    /// As [`HostBuf::into_rows`], into `views` blocks of `rows` rows: rows are given out one of
+    /// each block in turn.
+    pub fn into_views(mut self, row_len: usize, views: usize, rows: usize) -> HostRows {
         let room = self.memory.values_mut();
         let (start, capacity) = (room.as_mut_ptr(), room.len());
         let memory = Arc::new(Shared { buf: self, start, capacity });
-        HostRows { memory, row_len, rows: 0 }
+        HostRows { memory, row_len, views, rows_of_view: rows, rows: 0 }
     }
 }
 
 impl HostRows {
     /// The next row; what it holds is not defined. `None` where there is no more room.
     pub fn next_row(&mut self) -> Option<HostRow> {
-        let first = self.rows.checked_mul(self.row_len)?;
+        let (view, row) = (self.rows % self.views, self.rows / self.views);
+        if row >= self.rows_of_view {
+            return None;
+        }
+        // Another for every number of rows given out: no two rows share memory.
+        let first = (view * self.rows_of_view + row).checked_mul(self.row_len)?;
         let end = first.checked_add(self.row_len)?;
         if end > self.memory.capacity {
             return None;
@@ -135,18 +149,20 @@ impl HostRows {
         self.rows == 0
     }
 
-    /// The rows given out, as one buffer.
+    /// The rows given out, as one buffer. Panics where there are several views, and rows of them
+    /// that were not given out: they would leave a gap.
     ///
     /// # Errors
     /// `self`, while a row lives.
     pub fn into_buf(self) -> Result<HostBuf, Self> {
-        let Self { memory, row_len, rows } = self;
+        let Self { memory, row_len, views, rows_of_view, rows } = self;
+        assert!(views == 1 || rows == views * rows_of_view, "a view is not full");
         match Arc::try_unwrap(memory) {
             Ok(mut shared) => {
                 shared.buf.len = rows * row_len;
                 Ok(shared.buf)
             }
-            Err(memory) => Err(Self { memory, row_len, rows }),
+            Err(memory) => Err(Self { memory, row_len, views, rows_of_view, rows }),
         }
     }
 }
@@ -305,6 +321,17 @@ mod tests {
         let buf = rows.into_buf().unwrap();
         assert_eq!(buf[..], [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0]);
         assert_eq!((buf.as_ptr(), buf.capacity()), (place, 11));
+    }
+
+    #[test]
+    fn rows_of_views_are_given_out_in_turn_and_lie_view_after_view() {
+        let mut rows = HostBuf::heap(9).unwrap().into_views(2, 2, 2);
+        for n in 1..=4 {
+            rows.next_row().unwrap().fill(n as f32);
+        }
+        assert!(rows.next_row().is_none(), "the blocks are full");
+        let buf = rows.into_buf().unwrap();
+        assert_eq!(buf[..], [1.0, 1.0, 3.0, 3.0, 2.0, 2.0, 4.0, 4.0]);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub trait Backend:
     + ops::batchnorm::BatchNorm
     + ops::contrastive::Contrastive
     + ops::conv2d::Conv2d
+    + ops::cyclic::Cyclic
     + ops::embedding::Embedding
     + ops::gelu::GeluOp
     + ops::grad_norm::GradNorm
@@ -64,6 +65,7 @@ impl<D> Backend for D where
         + ops::batchnorm::BatchNorm
         + ops::contrastive::Contrastive
         + ops::conv2d::Conv2d
+        + ops::cyclic::Cyclic
         + ops::embedding::Embedding
         + ops::gelu::GeluOp
         + ops::grad_norm::GradNorm

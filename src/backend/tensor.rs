@@ -252,6 +252,12 @@ impl<'a, D: Device, T: Element> View<'a, D, T> {
         assert!(range.start <= range.end && range.end <= D::len(buf), "view {range:?} of a buffer");
         Self { buf, offset: range.start, len: range.end - range.start }
     }
+
+    /// Part `n` of that many equal `parts`; what division leaves over belongs to none.
+    pub fn part(self, n: usize, parts: usize) -> Self {
+        let len = self.len / parts;
+        Self { offset: self.offset + n * len, len, ..self }
+    }
 }
 
 /// A mutably borrowed part of a buffer.
@@ -275,6 +281,12 @@ impl<'a, D: Device, T: Element> ViewMut<'a, D, T> {
     pub fn of(buf: &'a mut D::Buf<T>, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= D::len(buf), "view {range:?} of a buffer");
         Self { buf, offset: range.start, len: range.end - range.start }
+    }
+
+    /// As [`View::part`].
+    pub fn part(&mut self, n: usize, parts: usize) -> ViewMut<'_, D, T> {
+        let len = self.len / parts;
+        ViewMut { buf: self.buf, offset: self.offset + n * len, len }
     }
 }
 

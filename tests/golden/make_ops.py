@@ -211,6 +211,42 @@ def contrastive():
     return file
 
 
+def cyclic():
+    file = {}
+    for case, n, g, offset, d, weights in [
+        ("one", 1, 1, 0, 1, (0.25, 0.25)),
+        ("part", 5, 11, 3, 7, (0.25, 0.25)),
+        ("whole", 67, 67, 0, 9, (0.5, 0.0)),
+        ("wide", 3, 8, 5, 131, (0.0, 2.0)),
+    ]:
+
+        def run(images, texts, n=n, g=g, offset=offset, weights=weights):
+            u, v, w = images @ images.T, texts @ texts.T, images @ texts.T
+            within, across = (u - v).square().sum(1), (w - w.T).square().sum(1)
+            rows = (weights[0] * within + weights[1] * across) / g
+            return {"loss": rows[offset : offset + n], "sum": rows.sum()}
+
+        images = F.normalize(rand(g, d), dim=-1)
+        texts = F.normalize(rand(g, d) + 2 * images, dim=-1)
+        if case == "one":
+            texts = -images  # else there is nothing to see
+        single = {}
+        add(single, case, run, [], images=images, texts=texts)
+        for dtype in [torch.float64, torch.float32]:
+            grads = evaluate(lambda **x: {"sum": run(**x)["sum"]}, {"images": images, "texts": texts}, {"sum": torch.ones(())}, dtype)
+            for k in ["dimages", "dtexts"]:
+                v = grads[k][offset : offset + n].contiguous()
+                if dtype == torch.float64:
+                    single[f"{case}/{k}"] = v
+                else:
+                    single[f"{case}/{k}.naive"] = (v.double() - single[f"{case}/{k}"]).abs().max().reshape(1)
+        del single[f"{case}/sum"], single[f"{case}/sum.naive"]
+        file |= single
+        file[f"{case}/offset"] = torch.tensor([offset])
+        file[f"{case}/weights"] = torch.tensor(weights, dtype=torch.float64)
+    return file
+
+
 def embedding():
     file = {}
     for case, lens, vocab, context, width in [
@@ -470,7 +506,7 @@ def main():
     lines = manifest.read_text().splitlines() if manifest.exists() else []
     lines = [line for line in lines if line.split()[2] != GENERATOR]
     for make in [
-        linear, layernorm, gelu, attention, l2norm, pool, contrastive, embedding, patch_embedding,
+        linear, layernorm, gelu, attention, l2norm, pool, contrastive, cyclic, embedding, patch_embedding,
         grad_norm, adamw, conv2d, batchnorm, avg_pool2d, attention_pool,
     ]:
         torch.manual_seed(20240611)

@@ -3,13 +3,16 @@
 //! sums over all logits in f64: rows and columns around a tile's 128 and around the blocks of both
 //! engines, more tiles than strips, own columns anywhere, lengths other than 1.
 
+mod oracle;
+
 use super::twin::{Param, Tensor, U, bits_of, on_every_kernel, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
-use roclip::backend::Weight;
+use oracle::Logits;
 use roclip::backend::ops::contrastive::{
-    self, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+    self, ContrastiveGrads, ContrastiveLoss, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
 };
+use roclip::backend::{Device, Weight};
 
 /// What both passes read.
 struct Call<'a, D: Backend> {
@@ -45,10 +48,15 @@ impl<D: Backend> Call<'_, D> {
         col_lse: View<'_, D, D::Acc>,
         grads: ContrastiveGrads<'_, D>,
     ) {
+        let (row_lse, col_lse) = (Some(row_lse), Some(col_lse));
+        self.backward_of(ContrastiveLoss { row_lse, col_lse, factor: 1.0 }, grads);
+    }
+
+    fn backward_of(&self, loss: ContrastiveLoss<'_, D>, grads: ContrastiveGrads<'_, D>) {
         let mut room = self.room(grads.cols.is_some());
         let Self { device, shape, rows, cols, scale } = *self;
-        let (lse, room) = ((row_lse, col_lse), ViewMut::all(&mut room));
-        contrastive::backward(device, shape, rows, cols, scale, lse.0, lse.1, grads, room).unwrap();
+        let room = ViewMut::all(&mut room);
+        contrastive::backward(device, shape, rows, cols, scale, loss, grads, room).unwrap();
     }
 }
 
@@ -302,17 +310,64 @@ fn compare_of<D: Backend>(
         let errors = (0..n).map(|i| logits.error(i, j)).fold(0.0, f64::max);
         lse_slack(errors, n, want_part[j])
     });
-    let r = bound::epsilon::<D::Act>() / 2.0;
-    let weights = logits.weights(r, &saved, &col_lse.values);
-    for (what, got, vectors, of_cols) in
-        [(what("drows"), &drows, &cols, false), (what("dcols"), &dcols, &rows, true)]
-    {
-        let [want, slack] = weights.gradient(&vectors.values, of_cols);
-        got.check(device, &what, &want, |i| slack[i]);
+    let lse = Tensor::<D, D::Acc>::new(device, odd, &saved);
+    let vectors = [&rows.values[..], &cols.values];
+    let grads = Grads { drows, dcols, dscale };
+    grads.check(&call, &logits, vectors, [Some(&lse), Some(&col_lse)], 1.0);
+    for lse in [[Some(&lse), None], [None, Some(&col_lse)]] {
+        // one direction alone, as a part of a sum
+        Grads::of(&call, lse, 0.75, odd).check(&call, &logits, vectors, lse, 0.75);
     }
-    let got = drows.read(device);
-    let products = rows.values.iter().zip(&got).map(|(r, d)| r * d);
-    check_scale(device, &what("dlogit_scale"), &dscale, products);
+}
+
+/// What a backward gave.
+struct Grads<D: Backend> {
+    drows: Tensor<D, D::Act>,
+    dcols: Tensor<D, D::Act>,
+    dscale: Tensor<D, D::Acc>,
+}
+
+/// Log-sum-exps of rows and columns.
+type Sums<'a, D> = [Option<&'a Tensor<D, <D as Device>::Acc>>; 2];
+
+impl<D: Backend> Grads<D> {
+    fn of(call: &Call<'_, D>, lse: Sums<'_, D>, factor: f64, odd: usize) -> Self {
+        let ContrastiveShape { rows, cols, width, .. } = call.shape;
+        let nan = |n| Tensor::<D, D::Act>::poison(call.device, odd, n * width);
+        let dscale = Tensor::<D, D::Acc>::filled(call.device, odd, START, 1);
+        let mut all = Self { drows: nan(rows), dcols: nan(cols), dscale };
+        let [row_lse, col_lse] = lse.map(|lse| lse.map(Tensor::view));
+        let grads = ContrastiveGrads {
+            rows: all.drows.view_mut(),
+            cols: Some(all.dcols.view_mut()),
+            logit_scale: Some(all.dscale.view_mut()),
+        };
+        call.backward_of(ContrastiveLoss { row_lse, col_lse, factor }, grads);
+        all
+    }
+
+    fn check(
+        &self,
+        call: &Call<'_, D>,
+        logits: &Logits,
+        [rows, cols]: [&[f64]; 2],
+        lse: Sums<'_, D>,
+        factor: f64,
+    ) {
+        let (device, directions) = (call.device, lse.map(|lse| lse.is_some()));
+        let what = |tensor: &str| format!("{tensor}, {:?}, {directions:?}", call.shape);
+        let r = bound::epsilon::<D::Act>() / 2.0;
+        let weights = logits.weights(r, lse.map(|lse| lse.map(|x| &x.values[..])), factor);
+        for (name, got, vectors, of_cols) in
+            [("drows", &self.drows, cols, false), ("dcols", &self.dcols, rows, true)]
+        {
+            let [want, slack] = weights.gradient(vectors, of_cols);
+            got.check(device, &what(name), &want, |i| slack[i]);
+        }
+        let got = self.drows.read(device);
+        let products = rows.iter().zip(&got).map(|(r, d)| r * d);
+        check_scale(device, &what("dlogit_scale"), &self.dscale, products);
+    }
 }
 
 /// The device's own gradients, exactly; their products with the rows are summed.
@@ -335,95 +390,6 @@ fn unit(values: &mut [f64], width: usize) {
         }
         let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
         row.iter_mut().for_each(|x| *x /= norm);
-    }
-}
-
-/// All logits of a case, and how far a device in f32 may be off.
-struct Logits {
-    shape: ContrastiveShape,
-    s: f64,
-    /// `[N, G]`: a logit, and the same sum of absolute terms.
-    values: Vec<[f64; 2]>,
-}
-
-impl Logits {
-    fn new(shape: ContrastiveShape, s: f64, rows: &[f64], cols: &[f64]) -> Self {
-        let dot = |row: &[f64], col: &[f64]| {
-            let products = row.iter().zip(col).map(|(r, c)| s * r * c);
-            products.fold([0.0; 2], |[sum, terms], x| [sum + x, terms + x.abs()])
-        };
-        let row = |row| cols.chunks(shape.width).map(move |col| dot(row, col));
-        Self { shape, s, values: rows.chunks(shape.width).flat_map(row).collect() }
-    }
-
-    fn at(&self, i: usize, j: usize) -> [f64; 2] {
-        self.values[i * self.shape.cols + j]
-    }
-
-    /// Of a logit: a sum of D terms, times an `s` that is off by 4 roundings, rounded.
-    fn error(&self, i: usize, j: usize) -> f64 {
-        let [logit, terms] = self.at(i, j);
-        U * ((self.shape.width + 4) as f64 * terms + 6.0 * logit.abs())
-    }
-
-    /// The log-sum-exps of the rows, and of the columns as far as these rows go.
-    fn log_sums(&self) -> [Vec<f64>; 2] {
-        let ContrastiveShape { rows: n, cols: g, .. } = self.shape;
-        let of = |logits: &mut dyn Iterator<Item = usize>| {
-            let logits: Vec<f64> = logits.map(|at| self.values[at][0]).collect();
-            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
-        };
-        let rows = (0..n).map(|i| of(&mut (i * g..(i + 1) * g)));
-        let cols = (0..g).map(|j| of(&mut (j..n * g).step_by(g)));
-        [rows.collect(), cols.collect()]
-    }
-
-    /// The weights `[N, G]`, and how far each may be off: a probability by its logit's error and
-    /// some roundings of what its exponent is made of; a weight, the sum of two of them and the own
-    /// column's 2, is rounded by `r`.
-    fn weights(&self, r: f64, row_lse: &[f64], col_lse: &[f64]) -> Weights {
-        let ContrastiveShape { cols: g, offset, .. } = self.shape;
-        let factor = self.s / (2 * g) as f64;
-        let of = |at: usize, [l, _]: [f64; 2]| {
-            let (i, j) = (at / g, at % g);
-            let both = (l - row_lse[i]).exp() + (l - col_lse[j]).exp();
-            let own = if j == offset + i { 2.0 } else { 0.0 };
-            let exponent = 4.0 * U * (l.abs() + row_lse[i].abs() + col_lse[j].abs());
-            let off = both * (self.error(i, j) + exponent) + 12.0 * U * (both + own);
-            let weight = both - own;
-            [factor * weight, factor * (off * (1.0 + r) + weight.abs() * r)]
-        };
-        let values = self.values.iter().enumerate().map(|(at, &l)| of(at, l)).collect();
-        Weights { shape: self.shape, values }
-    }
-}
-
-struct Weights {
-    shape: ContrastiveShape,
-    /// `[N, G]`: a weight, and its error.
-    values: Vec<[f64; 2]>,
-}
-
-impl Weights {
-    /// Gradients of the rows, or of the columns, from the others' vectors, and how far each may be
-    /// off: products of weights and vectors are summed.
-    fn gradient(&self, vectors: &[f64], of_cols: bool) -> [Vec<f64>; 2] {
-        let ContrastiveShape { rows, cols: g, width, .. } = self.shape;
-        let (to, from) = if of_cols { (g, rows) } else { (rows, g) };
-        let (mut sums, mut slack) = (vec![0.0; to * width], vec![0.0; to * width]);
-        let places = sums.chunks_mut(width).zip(slack.chunks_mut(width));
-        for (t, (sums, slack)) in places.enumerate() {
-            for (f, vector) in vectors.chunks(width).enumerate() {
-                let [weight, off] = self.values[if of_cols { f * g + t } else { t * g + f }];
-                let off = off + weight.abs() * (from + 8) as f64 * U;
-                for ((sum, slack), x) in sums.iter_mut().zip(slack.iter_mut()).zip(vector) {
-                    *sum += weight * x;
-                    *slack += off * x.abs();
-                }
-            }
-        }
-        [sums, slack]
     }
 }
 

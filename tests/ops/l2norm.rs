@@ -3,6 +3,7 @@
 use super::twin::{Tensor, U, all, all_mut, on_every_twin, twin};
 use super::*;
 use crate::common::tiny::noise;
+use roclip::backend::Write;
 use roclip::backend::ops::l2norm;
 
 fn agrees_with_torch<D: Backend>(device: &D) {
@@ -17,7 +18,8 @@ fn agrees_with_torch<D: Backend>(device: &D) {
 
         let mut dx = c.poison("dx");
         let from = (View::all(&y), View::all(&inv), View::all(&dy));
-        l2norm::backward(device, width, from.0, from.1, from.2, ViewMut::all(&mut dx)).unwrap();
+        l2norm::backward(device, width, from.0, from.1, from.2, Write::Set, ViewMut::all(&mut dx))
+            .unwrap();
         c.close::<D::Act>("dx", &dx);
     }
 }
@@ -63,10 +65,11 @@ fn compare<D: Backend>(device: &D, rows: usize, width: usize, odd: usize) {
     let y = Tensor::<D, D::Act>::new(device, odd, &y.read(device));
     let dy = Tensor::<D, D::Act>::new(device, odd, &noise(2, len));
     let from = (all(&y.values), all(&inv.values), all(&dy.values));
-    l2norm::backward(&f64s, width, from.0, from.1, from.2, all_mut(&mut want)).unwrap();
+    let write = Write::Set;
+    l2norm::backward(&f64s, width, from.0, from.1, from.2, write, all_mut(&mut want)).unwrap();
     let mut dx = Tensor::<D, D::Act>::poison(device, odd, len);
     let to = dx.view_mut();
-    l2norm::backward(device, width, y.view(), inv.view(), dy.view(), to).unwrap();
+    l2norm::backward(device, width, y.view(), inv.view(), dy.view(), write, to).unwrap();
     let along: Vec<f64> = (0..rows)
         .map(|row| {
             let row = row * width..(row + 1) * width;
@@ -76,6 +79,16 @@ fn compare<D: Backend>(device: &D, rows: usize, width: usize, odd: usize) {
     dx.check(device, &format!("dx, {rows} x {width}"), &want, |i| {
         let part = (terms + 4.0) * along[i / width] * y.values[i].abs();
         inv.values[i / width] * U * (part + 4.0 * dy.values[i].abs())
+    });
+
+    // The sum is rounded once more in f32, and then as what replaces is.
+    let mut sum = Tensor::<D, D::Act>::new(device, odd, &noise(3, len));
+    let want_sum: Vec<f64> = sum.values.iter().zip(&want).map(|(x, dx)| x + dx).collect();
+    let to = sum.view_mut();
+    l2norm::backward(device, width, y.view(), inv.view(), dy.view(), Write::Add, to).unwrap();
+    sum.check(device, &format!("dx added, {rows} x {width}"), &want_sum, |i| {
+        let part = (terms + 4.0) * along[i / width] * y.values[i].abs();
+        inv.values[i / width] * U * (part + 4.0 * dy.values[i].abs()) + U * want_sum[i].abs()
     });
 }
 
@@ -90,7 +103,7 @@ fn keeps_nan_in_its_row<D: Backend>(device: &D) {
     l2norm::forward(device, width, x.view(), y.view_mut(), inv.view_mut()).unwrap();
     let mut dx = Tensor::<D, D::Act>::filled(device, 0, 0.0, rows * width);
     let from = (y.view(), inv.view(), x.view());
-    l2norm::backward(device, width, from.0, from.1, from.2, dx.view_mut()).unwrap();
+    l2norm::backward(device, width, from.0, from.1, from.2, Write::Set, dx.view_mut()).unwrap();
     for tensor in [&y, &dx] {
         for (i, value) in tensor.read(device).into_iter().enumerate() {
             assert_eq!(value.is_nan(), i / width == 2, "element {i}");

@@ -13,6 +13,7 @@ mod avg_pool2d;
 mod batchnorm;
 mod cast;
 mod contrastive;
+mod cyclic;
 mod conv2d;
 mod embedding;
 mod gelu;

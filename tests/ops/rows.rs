@@ -1,6 +1,6 @@
-//! `rows`: copies, so the oracle is a loop.
+//! `rows`: copies, and inner products of rows, so the oracle is a loop in f64.
 
-use super::twin::{Tensor, on_every_twin};
+use super::twin::{Tensor, U, on_every_twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::rows;
@@ -77,6 +77,55 @@ fn moves_every_row<D: Backend>(device: &D) {
 }
 on_every_twin!(moves_every_row);
 
+/// Widths around a lane's 8 elements and a warp's 256, rows around a block's 8.
+///
+/// Bound: a lane adds `width / 32` products rounded up to whole loads and the warp five sums more,
+/// each off by U of the sum of absolute values; the CPU adds in f64 and rounds once.
+fn dot_is_the_sum_of_products<D: Backend>(device: &D) {
+    for (rows, width) in [
+        (1, 1),
+        (7, 2),
+        (8, 7),
+        (9, 8),
+        (31, 9),
+        (33, 65),
+        (257, 64),
+        (2, 264),
+        (3, 520),
+        (2, 2049),
+    ] {
+        for odd in [0, 1] {
+            let a = Tensor::<D, D::Act>::new(device, odd, &noise(3, rows * width));
+            let b = Tensor::<D, D::Act>::new(device, odd, &noise(4, rows * width));
+            let products: Vec<f64> = a.values.iter().zip(&b.values).map(|(a, b)| a * b).collect();
+            let sum = |row: &[f64]| row.iter().sum::<f64>();
+            let size = |row: &[f64]| row.iter().map(|x| x.abs()).sum::<f64>();
+            let want: Vec<f64> = products.chunks(width).map(sum).collect();
+            let sizes: Vec<f64> = products.chunks(width).map(size).collect();
+            let mut out = Tensor::<D, D::Acc>::poison(device, odd, rows);
+            rows::dot(device, width, a.view(), b.view(), out.view_mut()).unwrap();
+            let terms = (width as f64 / 32.0).ceil() + 8.0 + 5.0;
+            out.check(device, &format!("dot, {rows} x {width}"), &want, |i| terms * U * sizes[i]);
+        }
+    }
+}
+on_every_twin!(dot_is_the_sum_of_products);
+
+/// Not of the rows beside it.
+fn dot_keeps_nan_in_its_row<D: Backend>(device: &D) {
+    let (rows, width) = (9, 264);
+    let mut values = noise(3, rows * width);
+    values[2 * width + 77] = f64::NAN;
+    let a = Tensor::<D, D::Act>::new(device, 0, &values);
+    let b = Tensor::<D, D::Act>::new(device, 0, &noise(4, rows * width));
+    let mut out = Tensor::<D, D::Acc>::poison(device, 0, rows);
+    rows::dot(device, width, a.view(), b.view(), out.view_mut()).unwrap();
+    for (row, value) in out.read(device).into_iter().enumerate() {
+        assert_eq!(value.is_nan(), row == 2, "row {row}");
+    }
+}
+on_every_twin!(dot_keeps_nan_in_its_row);
+
 fn bits(values: &[f64]) -> Vec<u64> {
     let quiet = |x: &f64| if x.is_nan() { f64::NAN } else { *x }.to_bits();
     values.iter().map(quiet).collect()
@@ -102,4 +151,11 @@ fn refuses_what_does_not_fit() {
     let mut dx = vec![0.0; 9];
     let scattered = rows::scatter(&device, 3, x, View::of(index.buf, 0..1), ViewMut::all(&mut dx));
     refused(scattered, "rows::scatter", "out must be [indices, width]");
+    let rule = "a and b must be [rows, width], out [rows], rows >= 1";
+    for [a, b, out, width] in [[6, 6, 3, 3], [6, 9, 2, 3], [9, 6, 3, 3], [0, 0, 0, 3], [0, 0, 2, 0]]
+    {
+        let (a, b, mut out) = (vec![0.0; a], vec![0.0; b], vec![0.0; out]);
+        let to = ViewMut::all(&mut out);
+        refused(rows::dot(&device, width, View::all(&a), View::all(&b), to), "rows::dot", rule);
+    }
 }

@@ -5,7 +5,8 @@ use super::gemm::Mat;
 use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::contrastive::{
-    Contrastive, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+    Contrastive, ContrastiveGrads, ContrastiveLoss, ContrastiveOut, ContrastiveShape,
+    ContrastiveWorkspace,
 };
 use crate::backend::{View, ViewMut, Weight, Write};
 use crate::error::Result;
@@ -84,16 +85,16 @@ impl<F: CpuFloat> Contrastive for Cpu<F> {
         rows: View<'_, Self, F>,
         cols: View<'_, Self, F>,
         logit_scale: Weight<'_, Self>,
-        row_lse: View<'_, Self, F>,
-        col_lse: View<'_, Self, F>,
+        loss: ContrastiveLoss<'_, Self>,
         grads: ContrastiveGrads<'_, Self>,
         workspace: ViewMut<'_, Self, F>,
     ) -> Result<()> {
         let (rows, cols, width) = (rows.slice(), cols.slice(), shape.width);
-        let (row_lse, col_lse) = (row_lse.slice(), col_lse.slice());
+        let [row_lse, col_lse] = [loss.row_lse, loss.col_lse].map(|lse| lse.map(|x| x.slice()));
         let (drows, mut dcols) = (grads.rows.slice_mut(), grads.cols.map(|d| d.slice_mut()));
         let scale = logit_scale.slice()[0].to_f64().exp();
-        let factor = F::from_f64(scale / (2.0 * shape.cols as f64));
+        let factor = F::from_f64(loss.factor * scale / (2.0 * shape.cols as f64));
+        let directions = [row_lse, col_lse].iter().flatten().count();
         let scale = F::from_f64(scale);
         let workspace = workspace.slice_mut();
         // the first product of a sum sets, the others add
@@ -107,12 +108,18 @@ impl<F: CpuFloat> Contrastive for Cpu<F> {
                     let (cols, weights) = (&cols[there.clone()], &mut workspace[..m * n]);
                     let (r, c) = (Mat::rows(rows, width), Mat::cols(cols, width));
                     self.gemm([m, width, n], r, c, Write::Set, weights);
-                    let col_lse = &col_lse[col..col + n];
+                    let col_lse = col_lse.map(|lse| &lse[col..col + n]);
                     weights.par_chunks_mut(n).enumerate().for_each(|(i, x)| {
-                        to_weights(x, col_lse, row_lse[first + i], scale, factor);
+                        let row_lse = row_lse.map(|lse| lse[first + i]);
+                        match (row_lse, col_lse) {
+                            (Some(row), Some(cols)) => to_weights(x, cols, row, scale, factor),
+                            (Some(row), None) => to_row_weights(x, row, scale, factor),
+                            (None, Some(cols)) => to_col_weights(x, cols, scale, factor),
+                            (None, None) => unreachable!("the contract wants a direction"),
+                        }
                         let own = (shape.offset + first + i).wrapping_sub(col);
                         if own < n {
-                            x[own] = x[own] - factor - factor;
+                            (0..directions).for_each(|_| x[own] = x[own] - factor);
                         }
                     });
                     let (w, c) = (Mat::rows(weights, n), Mat::rows(cols, width));
@@ -239,6 +246,22 @@ vectorised! {
         for (x, &col_lse) in x.iter_mut().zip(col_lse) {
             let l = *x * scale;
             *x = factor * ((l - row_lse).exp() + (l - col_lse).exp());
+        }
+    }
+}
+
+vectorised! {
+    /// As [`to_weights`], of the rows' direction alone.
+    fn to_row_weights<F: CpuFloat>(x: &mut [F], row_lse: F, scale: F, factor: F) {
+        x.iter_mut().for_each(|x| *x = factor * (*x * scale - row_lse).exp());
+    }
+}
+
+vectorised! {
+    /// As [`to_weights`], of the columns' direction alone.
+    fn to_col_weights<F: CpuFloat>(x: &mut [F], col_lse: &[F], scale: F, factor: F) {
+        for (x, &col_lse) in x.iter_mut().zip(col_lse) {
+            *x = factor * (*x * scale - col_lse).exp();
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::simd;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::l2norm::{EPS, L2Norm};
-use crate::backend::{View, ViewMut};
+use crate::backend::{View, ViewMut, Write};
 use crate::error::Result;
 use crate::simd::vectorised;
 use rayon::prelude::*;
@@ -35,6 +35,7 @@ impl<F: CpuFloat> L2Norm for Cpu<F> {
         y: View<'_, Self, F>,
         inv_norm: View<'_, Self, F>,
         dy: View<'_, Self, F>,
+        write: Write,
         dx: ViewMut<'_, Self, F>,
     ) -> Result<()> {
         let (y, inv_norm, dy, dx) = (y.slice(), inv_norm.slice(), dy.slice(), dx.slice_mut());
@@ -44,7 +45,8 @@ impl<F: CpuFloat> L2Norm for Cpu<F> {
             rows.for_each(|(((dx, y), dy), inv)| {
                 let (along, inv) = (dot(dy, y), inv.to_f64());
                 for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
-                    *dx = F::from_f64((dy.to_f64() - along * y.to_f64()) * inv);
+                    let before = if write == Write::Add { dx.to_f64() } else { 0.0 };
+                    *dx = F::from_f64(before + (dy.to_f64() - along * y.to_f64()) * inv);
                 }
             });
         });
@@ -53,7 +55,7 @@ impl<F: CpuFloat> L2Norm for Cpu<F> {
 }
 
 vectorised! {
-    fn dot<F: CpuFloat>(a: &[F], b: &[F]) -> f64 {
+    pub(super) fn dot<F: CpuFloat>(a: &[F], b: &[F]) -> f64 {
         simd::sum(a, b, |a, b| a.to_f64() * b.to_f64())
     }
 }

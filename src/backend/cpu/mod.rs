@@ -18,6 +18,7 @@ mod layernorm;
 mod linear;
 mod memory;
 mod conv2d;
+mod cyclic;
 mod batchnorm;
 mod avg_pool2d;
 mod attention_pool;

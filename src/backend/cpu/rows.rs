@@ -1,5 +1,6 @@
 //! `rows` on the CPU.
 
+use super::l2norm::dot;
 use super::{Cpu, CpuFloat};
 use crate::backend::ops::rows::Rows;
 use crate::backend::{View, ViewMut};
@@ -35,6 +36,21 @@ impl<F: CpuFloat> Rows for Cpu<F> {
         for (dout, &i) in dout.slice().chunks_exact(width).zip(index.slice()) {
             dx[i as usize * width..][..width].copy_from_slice(dout);
         }
+        Ok(())
+    }
+
+    fn rows_dot(
+        &self,
+        width: usize,
+        a: View<'_, Self, F>,
+        b: View<'_, Self, F>,
+        out: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        let (a, b, out) = (a.slice(), b.slice(), out.slice_mut());
+        self.run(|| {
+            let rows = a.par_chunks_exact(width).zip(b.par_chunks_exact(width));
+            rows.zip(out).for_each(|((a, b), out)| *out = F::from_f64(dot(a, b)));
+        });
         Ok(())
     }
 }

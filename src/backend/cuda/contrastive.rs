@@ -1,16 +1,17 @@
 //! Launches of `kernels/contrastive.cu`. The backward stores the weights of one block of rows and
 //! columns at a time ([`Machine::BLOCK`]) and multiplies them with the block's columns and rows.
 
-use super::api::{self, CastBf16, ContrastiveScale, ContrastiveWeights};
+use super::api::{self, ContrastiveScale, ContrastiveWeights};
 use super::machine::{Address, Machine, Matmul, Operand, Output};
 use super::{Gpu, SCRATCH_ALIGN, int};
 use crate::backend::ops::contrastive::{
-    Contrastive, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
+    Contrastive, ContrastiveGrads, ContrastiveLoss, ContrastiveOut, ContrastiveShape,
+    ContrastiveWorkspace,
 };
 use crate::backend::{View, ViewMut, Weight};
 use crate::error::Result;
 use half::bf16;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 /// How the backward cuts its matrix of weights, and what it keeps in the workspace beside a block
 /// of them.
@@ -48,6 +49,11 @@ fn strips(shape: ContrastiveShape, with_cols: bool) -> usize {
 /// Row `row` of a matrix of that many elements `T` a row.
 fn row<T>(at: Address, row: usize, width: usize) -> Address {
     at + (row * width * size_of::<T>()) as Address
+}
+
+/// Element `at` of a column; nowhere of none.
+fn from(column: *const f32, at: usize) -> *const f32 {
+    if column.is_null() { column } else { column.wrapping_add(at) }
 }
 
 impl<M: Machine> ContrastiveWorkspace for Gpu<M> {
@@ -95,12 +101,11 @@ impl<M: Machine> Contrastive for Gpu<M> {
         rows: View<'_, Self, bf16>,
         cols: View<'_, Self, bf16>,
         logit_scale: Weight<'_, Self>,
-        row_lse: View<'_, Self, f32>,
-        col_lse: View<'_, Self, f32>,
+        loss: ContrastiveLoss<'_, Self>,
         grads: ContrastiveGrads<'_, Self>,
         workspace: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
-        let blocks = Blocks::of::<M>(shape);
+        let (op, blocks) = ("contrastive::backward", Blocks::of::<M>(shape));
         let [weights, drows_bytes, dcols_bytes] = blocks.bytes(grads.cols.is_some());
         let sums = workspace.at() + weights as Address;
         let dcols = grads.cols.map(|to| (sums + drows_bytes as Address, to.at()));
@@ -108,12 +113,13 @@ impl<M: Machine> Contrastive for Gpu<M> {
             rows: rows.ptr(),
             cols: cols.ptr(),
             logit_scale: logit_scale.master(),
-            row_lse: row_lse.ptr(),
-            col_lse: col_lse.ptr(),
+            row_lse: loss.row_lse.map_or(null(), |x| x.ptr()),
+            col_lse: loss.col_lse.map_or(null(), |x| x.ptr()),
             weights: workspace.at() as *mut bf16,
             rows_n: shape.rows as i64,
             cols_n: shape.cols as i64,
             total: shape.cols as i64,
+            factor: loss.factor as f32,
             offset: shape.offset as i64,
             width: int(shape.width),
             kernel: self.kernel(),
@@ -129,10 +135,10 @@ impl<M: Machine> Contrastive for Gpu<M> {
                 let extents = [n, blocks.cols.min(shape.cols - col)];
                 self.add_block(&all, [first, col], extents, sums, dcols.map(|(sums, _)| sums))?;
             }
-            self.round(sums, row::<bf16>(drows, first, shape.width), n * shape.width)?;
+            self.round(op, sums, row::<bf16>(drows, first, shape.width), n * shape.width)?;
         }
         if let Some((sums, to)) = dcols {
-            self.round(sums, to, shape.cols * shape.width)?;
+            self.round(op, sums, to, shape.cols * shape.width)?;
         }
         let Some(dlogit_scale) = grads.logit_scale else { return Ok(()) };
         let args = ContrastiveScale {
@@ -163,8 +169,8 @@ impl<M: Machine> Gpu<M> {
         let block = ContrastiveWeights {
             rows: rows as *const bf16,
             cols: cols as *const bf16,
-            row_lse: row::<f32>(all.row_lse as Address, first, 1) as *const f32,
-            col_lse: row::<f32>(all.col_lse as Address, col, 1) as *const f32,
+            row_lse: from(all.row_lse, first),
+            col_lse: from(all.col_lse, col),
             rows_n: n as i64,
             cols_n: cols_n as i64,
             offset: all.offset + first as i64 - col as i64,
@@ -182,11 +188,5 @@ impl<M: Machine> Gpu<M> {
         self.matmul(product(false, [n, cols_n], cols, drows))?;
         let Some(dcols) = dcols else { return Ok(()) };
         self.matmul(product(true, [cols_n, n], rows, row::<f32>(dcols, col, width)))
-    }
-
-    /// Rounds sums to bf16.
-    fn round(&self, from: Address, to: Address, len: usize) -> Result<()> {
-        let args = CastBf16 { x: from as *const f32, y: to as *mut bf16, len: len as i64 };
-        self.launch("contrastive::backward", |k| k.cast_bf16, args)
     }
 }

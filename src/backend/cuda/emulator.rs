@@ -276,5 +276,7 @@ unsafe fn write(out: Output, at: usize, column: usize, sum: f32) {
         }
         // SAFETY: the caller's.
         Output::AddF32 { to } => unsafe { *(to as *mut f32).add(at) += sum },
+        // SAFETY: the caller's.
+        Output::SubF32 { to } => unsafe { *(to as *mut f32).add(at) -= sum },
     }
 }

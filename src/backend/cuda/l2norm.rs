@@ -4,7 +4,7 @@ use super::api::{L2normBackward, L2normForward};
 use super::machine::Machine;
 use super::{Gpu, int};
 use crate::backend::ops::l2norm::{EPS, L2Norm};
-use crate::backend::{View, ViewMut};
+use crate::backend::{View, ViewMut, Write};
 use crate::error::Result;
 use half::bf16;
 
@@ -33,6 +33,7 @@ impl<M: Machine> L2Norm for Gpu<M> {
         y: View<'_, Self, bf16>,
         inv_norm: View<'_, Self, f32>,
         dy: View<'_, Self, bf16>,
+        write: Write,
         dx: ViewMut<'_, Self, bf16>,
     ) -> Result<()> {
         let args = L2normBackward {
@@ -42,6 +43,7 @@ impl<M: Machine> L2Norm for Gpu<M> {
             dx: dx.ptr(),
             rows: inv_norm.len as i64,
             width: int(width),
+            add: i32::from(write == Write::Add),
         };
         self.launch("l2norm::backward", |k| k.l2norm_backward, args)
     }

@@ -162,6 +162,11 @@ pub enum Output {
         /// `[m, n]`.
         to: Address,
     },
+    /// Subtracted from f32.
+    SubF32 {
+        /// `[m, n]`.
+        to: Address,
+    },
 }
 
 /// `out[m, n] = a[m, k] · b[k, n]`, summed in f32; all row-major.

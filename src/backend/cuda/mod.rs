@@ -25,6 +25,7 @@ mod avg_pool2d;
 mod batchnorm;
 mod contrastive;
 mod conv2d;
+mod cyclic;
 mod embedding;
 mod gelu;
 mod grad_norm;
@@ -44,7 +45,7 @@ pub use memory::{Buffer, Weights};
 
 use super::{Device, Element, HostBuf, Slot, View, ViewMut, Weight};
 use crate::error::{Error, Result};
-use api::{RoclipKernels, RoclipStream};
+use api::{CastBf16, RoclipKernels, RoclipStream};
 use half::bf16;
 use memory::{bytes_of, bytes_of_mut};
 use replay::{Known, Replays};
@@ -177,6 +178,12 @@ impl<M: Machine> Gpu<M> {
     fn matmul(&self, product: Matmul) -> Result<()> {
         self.machine.matmul(product)
     }
+
+    /// Rounds sums to bf16.
+    fn round(&self, op: &'static str, from: Address, to: Address, len: usize) -> Result<()> {
+        let args = CastBf16 { x: from as *const f32, y: to as *mut bf16, len: len as i64 };
+        self.launch(op, |k| k.cast_bf16, args)
+    }
 }
 
 impl<'a, M: Machine, T: Element> View<'a, Gpu<M>, T> {
@@ -307,7 +314,7 @@ impl<M: Machine> Device for Gpu<M> {
     fn set_weights(&self, weights: &mut Weights<M>, values: &[f32]) -> Result<()> {
         self.upload(values, ViewMut::all(&mut weights.master))?;
         let (from, to) = (weights.master.at as *const f32, weights.copy.at as *mut bf16);
-        let args = api::CastBf16 { x: from, y: to, len: values.len() as i64 };
+        let args = CastBf16 { x: from, y: to, len: values.len() as i64 };
         self.launch("cast_bf16", |k| k.cast_bf16, args)
     }
 

@@ -1,6 +1,6 @@
 //! Launches of `kernels/rows.cu`.
 
-use super::api::{RowsGather, RowsScatter};
+use super::api::{RowsDot, RowsGather, RowsScatter};
 use super::machine::Machine;
 use super::{Gpu, int};
 use crate::backend::ops::rows::Rows;
@@ -42,5 +42,22 @@ impl<M: Machine> Rows for Gpu<M> {
             width: int(width),
         };
         self.launch("rows::scatter", |k| k.rows_scatter, args)
+    }
+
+    fn rows_dot(
+        &self,
+        width: usize,
+        a: View<'_, Self, bf16>,
+        b: View<'_, Self, bf16>,
+        out: ViewMut<'_, Self, f32>,
+    ) -> Result<()> {
+        let args = RowsDot {
+            a: a.ptr(),
+            b: b.ptr(),
+            out: out.ptr(),
+            rows: out.len as i64,
+            width: int(width),
+        };
+        self.launch("rows::dot", |k| k.rows_dot, args)
     }
 }

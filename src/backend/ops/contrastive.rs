@@ -7,6 +7,9 @@
 //! `d cols[j] = Σᵢ w[i,j] · rows[i]`, with the weights
 //! `w[i,j] = s/(2G) · (exp(l[i,j] − row_lse[i]) + exp(l[i,j] − col_lse[j]) − 2δᵢⱼ)`.
 //!
+//! A loss may also be one of the two directions alone, `1/(2G) · Σᵢ lseⱼ l[i,j] − l[i,i]`: of the
+//! weights one exponential and one δ remain. And it may be a part of a sum, with a factor.
+//!
 //! Where the rows are all there are (`N = G`), one call of [`forward`] gives both log-sum-exps and
 //! one of [`backward`] both gradients: four products of `2·N·G·D` operations. Ranks exchange
 //! embeddings and `G` log-sum-exps, never gradients, and every rank holds the exact gradient of the
@@ -55,6 +58,17 @@ pub struct ContrastiveOut<'a, D: Device> {
     pub col_lse: Option<ViewMut<'a, D, D::Acc>>,
 }
 
+/// Whose gradient it is: that of `factor/(2G)` times the sum of the directions that are there.
+pub struct ContrastiveLoss<'a, D: Device> {
+    /// `[N]`, log-sum-exps of whole rows; `None` where images need not find their texts.
+    pub row_lse: Option<View<'a, D, D::Acc>>,
+    /// `[G]`, log-sum-exps of whole columns; `None` where texts need not find their images. Where
+    /// `N < G` they are the other direction's, gathered.
+    pub col_lse: Option<View<'a, D, D::Acc>>,
+    /// 1 for CLIP's loss alone.
+    pub factor: f64,
+}
+
 /// What the backward writes.
 pub struct ContrastiveGrads<'a, D: Device> {
     /// `[N, D]`, overwritten.
@@ -95,8 +109,7 @@ pub trait Contrastive: ContrastiveWorkspace {
         rows: View<'_, Self, Self::Act>,
         cols: View<'_, Self, Self::Act>,
         logit_scale: Weight<'_, Self>,
-        row_lse: View<'_, Self, Self::Acc>,
-        col_lse: View<'_, Self, Self::Acc>,
+        loss: ContrastiveLoss<'_, Self>,
         grads: ContrastiveGrads<'_, Self>,
         workspace: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
@@ -139,13 +152,13 @@ pub fn forward<D: Contrastive>(
     device.contrastive_forward(shape, rows, cols, logit_scale, out, workspace)
 }
 
-/// Gradients of the symmetric loss by the local rows, by the columns as far as these rows see them,
-/// and by `logit_scale` (see the module's formula). `row_lse` `[N]` and `col_lse` `[G]` are the
-/// whole ones: where `N < G`, `col_lse` is the other direction's, gathered. The gradient of
-/// `logit_scale` is the local rows' part; ranks add theirs up.
+/// Gradients of the loss by the local rows, by the columns as far as these rows see them, and by
+/// `logit_scale` (see the module's formula). The gradient of `logit_scale` is the local rows' part;
+/// ranks add theirs up.
 ///
 /// # Errors
-/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
+/// [`crate::Error::Shape`]: an extent disagrees, or the loss has no direction. Nothing was
+/// computed.
 #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
 pub fn backward<D: Contrastive>(
     device: &D,
@@ -153,16 +166,17 @@ pub fn backward<D: Contrastive>(
     rows: View<'_, D, D::Act>,
     cols: View<'_, D, D::Act>,
     logit_scale: Weight<'_, D>,
-    row_lse: View<'_, D, D::Acc>,
-    col_lse: View<'_, D, D::Acc>,
+    loss: ContrastiveLoss<'_, D>,
     grads: ContrastiveGrads<'_, D>,
     workspace: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "contrastive::backward";
     shape.check(op, rows.len, cols.len, logit_scale.slot.len)?;
-    let lse = row_lse.len == shape.rows && col_lse.len == shape.cols;
-    require(op, lse, "row_lse must be [N], col_lse [G]", || {
-        format!("{}, {}", row_lse.len, col_lse.len)
+    let [row_lse, col_lse] = [loss.row_lse, loss.col_lse].map(|lse| lse.map(|x| x.len));
+    let fits = row_lse.is_none_or(|n| n == shape.rows) && col_lse.is_none_or(|n| n == shape.cols);
+    let fits = fits && (row_lse.is_some() || col_lse.is_some());
+    require(op, fits, "row_lse must be [N], col_lse [G], and one of them there", || {
+        format!("{row_lse:?}, {col_lse:?}")
     })?;
     let dcols = grads.cols.as_ref().map(|x| x.len);
     let scale = grads.logit_scale.as_ref().map(|x| x.len);
@@ -172,7 +186,7 @@ pub fn backward<D: Contrastive>(
         format!("{}, {dcols:?}, {scale:?}", grads.rows.len)
     })?;
     check_workspace::<D>(op, shape, dcols.is_some(), workspace.len)?;
-    device.contrastive_backward(shape, rows, cols, logit_scale, row_lse, col_lse, grads, workspace)
+    device.contrastive_backward(shape, rows, cols, logit_scale, loss, grads, workspace)
 }
 
 fn check_workspace<D: Contrastive>(

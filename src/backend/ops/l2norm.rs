@@ -1,7 +1,7 @@
 //! Contract of `l2norm`: rows to length 1.
 
 use super::require;
-use crate::backend::{Device, View, ViewMut};
+use crate::backend::{Device, View, ViewMut, Write};
 use crate::error::Result;
 
 /// Rows shorter than this are divided by it instead; `torch.nn.functional.normalize`'s default.
@@ -25,6 +25,7 @@ pub trait L2Norm: Device {
         y: View<'_, Self, Self::Act>,
         inv_norm: View<'_, Self, Self::Acc>,
         dy: View<'_, Self, Self::Act>,
+        write: Write,
         dx: ViewMut<'_, Self, Self::Act>,
     ) -> Result<()>;
 }
@@ -56,7 +57,8 @@ pub fn forward<D: L2Norm>(
     device.l2norm_forward(width, x, y, inv_norm)
 }
 
-/// `dx = (dy − ⟨dy, y⟩·y) · inv_norm`, overwriting; exact where `‖x‖₂ > ε`.
+/// `dx = (dy − ⟨dy, y⟩·y) · inv_norm`, or `dx +=` that by `write`, as a loss of several terms wants
+/// it; exact where `‖x‖₂ > ε`.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
@@ -66,8 +68,9 @@ pub fn backward<D: L2Norm>(
     y: View<'_, D, D::Act>,
     inv_norm: View<'_, D, D::Acc>,
     dy: View<'_, D, D::Act>,
+    write: Write,
     dx: ViewMut<'_, D, D::Act>,
 ) -> Result<()> {
     check("l2norm::backward", width, &[y.len, dy.len, dx.len], inv_norm.len)?;
-    device.l2norm_backward(width, y, inv_norm, dy, dx)
+    device.l2norm_backward(width, y, inv_norm, dy, write, dx)
 }

@@ -22,6 +22,7 @@ pub mod rows;
 pub mod l2norm;
 pub mod pool;
 pub mod contrastive;
+pub mod cyclic;
 pub mod grad_norm;
 pub mod adamw;
 

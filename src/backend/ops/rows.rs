@@ -1,4 +1,4 @@
-//! Contract of `rows`: picks rows by index, and spreads them back.
+//! Contract of `rows`: picks rows by index, spreads them back, and multiplies them row by row.
 
 use super::require;
 use crate::backend::{Device, View, ViewMut};
@@ -22,6 +22,15 @@ pub trait Rows: Device {
         dout: View<'_, Self, Self::Act>,
         index: View<'_, Self, u32>,
         dx: ViewMut<'_, Self, Self::Act>,
+    ) -> Result<()>;
+
+    /// See [`dot`].
+    fn rows_dot(
+        &self,
+        width: usize,
+        a: View<'_, Self, Self::Act>,
+        b: View<'_, Self, Self::Act>,
+        out: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
 }
 
@@ -67,4 +76,27 @@ pub fn scatter<D: Rows>(
 ) -> Result<()> {
     check("rows::scatter", width, dx.len, index.len, dout.len)?;
     device.rows_scatter(width, dout, index, dx)
+}
+
+/// `out[i] = ⟨a[i], b[i]⟩`: of rows of length 1, their cosine similarity.
+///
+/// | name     | shape                | dtype |
+/// |----------|----------------------|-------|
+/// | `a`, `b` | `[N, width]`         | Act   |
+/// | `out`    | `[N]`, overwritten   | Acc   |
+///
+/// # Errors
+/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
+pub fn dot<D: Rows>(
+    device: &D,
+    width: usize,
+    a: View<'_, D, D::Act>,
+    b: View<'_, D, D::Act>,
+    out: ViewMut<'_, D, D::Acc>,
+) -> Result<()> {
+    let whole = width > 0 && a.len > 0 && a.len == out.len * width && b.len == a.len;
+    require("rows::dot", whole, "a and b must be [rows, width], out [rows], rows >= 1", || {
+        format!("{}, {}, {} of width {width}", a.len, b.len, out.len)
+    })?;
+    device.rows_dot(width, a, b, out)
 }

@@ -65,13 +65,13 @@ impl Kind {
     fn of(p: &Matmul) -> Self {
         let (addend, bias) = match p.out {
             Output::Bf16 { addend, bias, .. } => (addend.is_some(), bias.is_some()),
-            Output::AddF32 { .. } => (false, false),
+            Output::AddF32 { .. } | Output::SubF32 { .. } => (false, false),
         };
         let (c, d) = p.destination();
         Self {
             extents: [p.m, p.n, p.k].map(|x| x.next_multiple_of(STEP)),
             transposed: [p.a.transposed, p.b.transposed],
-            adds_f32: matches!(p.out, Output::AddF32 { .. }),
+            adds_f32: !matches!(p.out, Output::Bf16 { .. }),
             addend,
             bias,
             aligned: [p.b.at, p.a.at, c, d].map(alignment),
@@ -84,7 +84,7 @@ impl Matmul {
     fn destination(&self) -> (Address, Address) {
         match self.out {
             Output::Bf16 { to, addend, .. } => (addend.unwrap_or(to), to),
-            Output::AddF32 { to } => (to, to),
+            Output::AddF32 { to } | Output::SubF32 { to } => (to, to),
         }
     }
 
@@ -135,7 +135,8 @@ impl Blas {
         stream: driver::sys::CUstream,
     ) -> Result<(), CublasError> {
         let (c, d) = p.destination();
-        let (alpha, beta) = (1.0_f32, if p.adds() { 1.0_f32 } else { 0.0 });
+        let alpha = if matches!(p.out, Output::SubF32 { .. }) { -1.0_f32 } else { 1.0 };
+        let beta = if p.adds() { 1.0_f32 } else { 0.0 };
         // SAFETY: descriptors live until the call returns, which has read them and both scalars
         // then; addresses come from live buffers with the extents of the descriptors.
         unsafe {
@@ -193,7 +194,7 @@ impl Plan {
         let half = cudaDataType::CUDA_R_16BF;
         let out = match p.out {
             Output::Bf16 { .. } => half,
-            Output::AddF32 { .. } => cudaDataType::CUDA_R_32F,
+            Output::AddF32 { .. } | Output::SubF32 { .. } => cudaDataType::CUDA_R_32F,
         };
         plan.layout(half, stored(p.b, [p.k, p.n]))?;
         plan.layout(half, stored(p.a, [p.m, p.k]))?;
