@@ -94,6 +94,15 @@ pub fn redact(text: &str) -> String {
     patterns.collect::<Vec<_>>().join("::")
 }
 
+/// A word as a shell reads it back.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,%+@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 fn redact_word(word: &str) -> String {
     let Some((before, rest)) = word.split_once("://") else { return word.into() };
     let is_http = before.ends_with("http") || before.ends_with("https");

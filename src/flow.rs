@@ -25,15 +25,39 @@ pub struct SampleId {
 }
 
 impl SampleId {
+    /// Where the pair lies, by numbers.
+    pub fn place(&self) -> Place {
+        Place { shard: self.shard_index, index: self.index }
+    }
+
     /// The coordinate of this pair in the random streams: the same for every epoch and thread.
     pub fn stream(&self) -> u64 {
-        (u64::from(self.shard_index) << 32) | u64::from(self.index)
+        self.place().stream()
     }
 }
 
 impl std::fmt::Display for SampleId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.shard, self.key)
+    }
+}
+
+/// Where a pair lies: a [`SampleId`] without names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// Position of its shard in the expanded, unshuffled list.
+    pub shard: u32,
+    /// Its position within the shard.
+    pub index: u32,
+}
+
+impl Place {
+    /// That of no pair.
+    pub const UNKNOWN: Self = Self { shard: u32::MAX, index: u32::MAX };
+
+    /// As [`SampleId::stream`].
+    pub fn stream(self) -> u64 {
+        (u64::from(self.shard) << 32) | u64::from(self.index)
     }
 }
 
@@ -79,20 +103,28 @@ impl PackedTokens {
         self.len() == 0
     }
 
+    /// Appends all captions of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        let start = self.tokens.len() as u32;
+        self.tokens.extend_from_slice(&other.tokens);
+        self.cu_seqlens.extend(other.cu_seqlens.iter().skip(1).map(|end| start + end));
+    }
+
     /// Token ids of caption `n`.
     pub fn get(&self, n: usize) -> &[u32] {
         &self.tokens[self.cu_seqlens[n] as usize..self.cu_seqlens[n + 1] as usize]
     }
 }
 
-/// What the loader delivers and a step consumes.
+/// What the loader delivers and a step consumes: `N` pairs, each in one view or in two that are
+/// augmented apart. Views stand one behind the other: row `N + n` is the second view of pair `n`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// `[N, 3, H, W]` augmented and normalised pictures, RGB planes.
+    /// `[views·N, 3, H, W]` augmented and normalised pictures, RGB planes.
     pub images: HostBuf,
     /// Side of the square pictures, `H = W`.
     pub image_size: usize,
-    /// `[N]` augmented captions.
+    /// `[views·N]` augmented captions.
     pub captions: PackedTokens,
     /// `[N]` class of each picture, where the shards carry one (`cls` member); else empty.
     pub labels: Vec<u32>,
@@ -120,6 +152,9 @@ pub struct Matches {
     pub index: Vec<u32>,
     /// `[N]` cosine similarity between the image and the chosen row.
     pub score: Vec<f32>,
+    /// `[N]` the pair whose caption that row was; [`Place::UNKNOWN`] where it was no pair's, or
+    /// that of another rank.
+    pub from: Vec<Place>,
 }
 
 /// Which part of the model a parameter belongs to.
@@ -338,6 +373,24 @@ impl State {
     /// Adds a tensor.
     pub fn put(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
         self.tensors.insert(name.into(), HostTensor { shape: shape.to_vec(), values });
+    }
+
+    /// Adds a tensor of `n` places, `[n, 4]`: the halves of shard and position, which f32 holds.
+    pub fn put_places(&mut self, name: impl Into<String>, places: &[Place]) {
+        let halves = |n: u32| [(n >> 16) as f32, (n & 0xFFFF) as f32];
+        let numbers = places.iter().flat_map(|place| [place.shard, place.index]);
+        self.put(name, &[places.len(), 4], numbers.flat_map(halves).collect());
+    }
+
+    /// The `n` places of that name. `path` names the file in the error.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where they are missing, or not so many.
+    pub fn places(&self, path: &Path, name: &str, n: usize) -> Result<Vec<Place>> {
+        let (places, _) = self.tensor(path, name, &[n, 4])?.as_chunks();
+        let word = |high: f32, low: f32| (high as u32) << 16 | low as u32;
+        let place = |&[a, b, c, d]: &[f32; 4]| Place { shard: word(a, b), index: word(c, d) };
+        Ok(places.iter().map(place).collect())
     }
 
     /// The tensor of that name and shape. `path` names the file in the error.

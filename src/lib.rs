@@ -19,13 +19,22 @@ pub mod objective;
 pub mod optim;
 pub mod checkpoint;
 
+// What a defence is tested with.
+pub mod attack;
+
 // Everyone's weights.
 pub mod interop;
+
+// Who is suspected.
+pub mod detect;
 
 // Where the stages meet.
 pub mod eval;
 pub mod train;
 pub mod config;
+
+// What came of it.
+pub mod report;
 
 pub use error::{Error, Result};
 

@@ -24,6 +24,20 @@ pub enum Domain {
     Init = 6,
     /// Initial rows of the caption pool (the `official` variant).
     Pool = 7,
+    /// Image augmentation of a sample's second view.
+    SecondImage = 16,
+    /// Caption augmentation of a sample's second view.
+    SecondCaption = 17,
+    /// Patterns and warpings of a backdoor trigger, the same for all pictures.
+    Trigger = 8,
+    /// What a trigger draws for one picture: epoch 0 when poisoning, 1 when evaluating.
+    Stamp = 9,
+    /// Choices of an attack: pictures, classes, captions, places and keys.
+    Poison = 10,
+    /// Which pairs detection compares with each other.
+    Detect = 11,
+    /// What evaluation holds out, or looks at.
+    Evaluation = 12,
 }
 
 const MUL: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

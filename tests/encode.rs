@@ -4,10 +4,10 @@
 //! captions (`golden/make_encode.py`), its state dicts' names and shapes, and statistics of what it
 //! draws.
 
-use crate::common::tiny::{noise, tiny, tiny_resnet, tiny_weights};
+use crate::common::tiny::{convert, error, noise, tiny, tiny_resnet, tiny_weights};
 use crate::common::{Golden, golden};
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Device, Element, Float, View, ViewMut};
+use roclip::backend::{Device, Element, View, ViewMut};
 use roclip::encode::{self, Clip, ClipConfig, Keep};
 use roclip::flow::{PackedTokens, Param};
 use serde_json::Value;
@@ -41,10 +41,6 @@ fn tiny_captions() -> PackedTokens {
     captions
 }
 
-fn convert<F: Float>(values: &[f64]) -> Vec<F> {
-    values.iter().map(|&v| F::from_f64(v)).collect()
-}
-
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Which {
     Image,
@@ -74,15 +70,6 @@ where
         clip.backward_text(device, &weights, View::all(&dout), &mut grads).unwrap();
     }
     (features, grads)
-}
-
-/// `max|difference| / max|reference|`, the generator's `error`.
-fn error<F: Float>(got: &[F], reference: &[f64]) -> f64 {
-    assert_eq!(got.len(), reference.len());
-    let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-    let pairs = got.iter().zip(reference);
-    let difference = largest(&mut pairs.map(|(g, r)| (g.to_f64() - r).abs()));
-    difference / largest(&mut reference.iter().map(|r| r.abs()))
 }
 
 /// Holds features and gradients against open_clip's.

@@ -7,11 +7,11 @@
 
 use crate::common::golden;
 use crate::common::tiny::{tiny, tiny_resnet};
-use crate::step::{EPOCHS, GoldenRun, PAIRS, STEPS, batch_of, stepped, trainer_of};
+use crate::step::{EPOCHS, GoldenRun, PAIRS, STEPS, batch_of_objective, stepped, trainer_of};
 use roclip::backend::Backend;
 use roclip::encode::{Clip, ClipConfig, Keep};
 use roclip::flow::State;
-use roclip::matching::Objective;
+use roclip::train::objective::Objective;
 use std::collections::BTreeMap;
 
 /// Twice torch's error, as the order of additions and what is kept in bf16 differ, and a rounding
@@ -34,11 +34,11 @@ fn follows_of<D: Backend>(
 ) -> (Vec<u64>, State) {
     let mut runs: BTreeMap<String, GoldenRun> = golden::json(file);
     let golden = runs.remove(objective.name()).unwrap();
-    let model = Clip::new(&device, config, PAIRS / passes, Keep::All).unwrap();
+    let model = Clip::new(&device, config, objective.views() * PAIRS / passes, Keep::All).unwrap();
     let mut trainer = trainer_of(model, &device, objective, 2);
     let mut losses = Vec::new();
     for (step, expected) in golden.steps.iter().enumerate() {
-        let batch = batch_of(config.vision_cfg.image_size(), step as u64);
+        let batch = batch_of_objective(objective, config.vision_cfg.image_size(), step as u64);
         let report = stepped(&mut trainer, step as u64, &batch);
         let close = |what: &str, got: f64, expected: f64, torch: f64| {
             let (off, bound) =
@@ -78,6 +78,18 @@ mod sim {
     #[test]
     fn twelve_steps_of_clip() {
         follows_in_every_mode(Objective::Clip, 1);
+    }
+
+    #[test]
+    fn twelve_steps_of_cyclip_and_cleanclip() {
+        for name in ["cyclip", "cleanclip"] {
+            let objective = name.parse().unwrap();
+            let [lazy, eager] = [(Mode::Lazy, 1), (Mode::Eager, 2)].map(|(mode, seed)| {
+                let device = Gpu::new(Emulator::new(mode, seed)).unwrap();
+                follows_of(&tiny(false), "step_methods.json", device, objective, 1)
+            });
+            assert!(lazy == eager, "bits depend on the mode");
+        }
     }
 
     /// The whole program: masters, moments and a pool in bf16 to the checkpoint and back.

@@ -9,13 +9,13 @@ use crate::common::golden;
 use crate::common::tiny::{noise, tiny, tiny_resnet, tiny_weights};
 use crate::run::{Bench, assert_same, text};
 use crate::step::{EPOCHS, GoldenRun, PAIRS, STEPS, batch, batch_of, replay, saved, stepped};
-use crate::step::{trainer_matching, trainer_of};
+use crate::step::{batch_of_objective, trainer_matching, trainer_of};
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::batchnorm::Statistics;
 use roclip::backend::{Backend, Device, Solo, View, ViewMut};
 use roclip::encode::{Clip, ClipConfig, Keep};
 use roclip::flow::{Locks, ParamTable, State, Tower};
-use roclip::matching::Objective;
+use roclip::train::objective::Objective;
 use roclip::train::step::Trainer;
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,12 +116,15 @@ fn locked_trainer_on<D: Backend>(
     objective: Objective,
     locks: Locks,
 ) -> Trainer<D, Solo> {
-    let model = Clip::locked(&device, &tiny(false), PAIRS, Keep::All, locks).unwrap();
+    let model =
+        Clip::locked(&device, &tiny(false), objective.views() * PAIRS, Keep::All, locks).unwrap();
     trainer_of(model, &device, objective, 2)
 }
 
 fn train<D: Backend>(trainer: &mut Trainer<D, Solo>, steps: std::ops::Range<u64>) {
-    steps.for_each(|step| _ = stepped(trainer, step, &batch(step)));
+    let batch = |step| batch_of_objective(trainer.options().objective, 15, step);
+    let batches: Vec<_> = steps.map(|step| (step, batch(step))).collect();
+    batches.iter().for_each(|(step, batch)| _ = stepped(trainer, *step, batch));
 }
 
 #[test]

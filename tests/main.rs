@@ -1,10 +1,13 @@
 //! The one integration-test binary. Each module says its goal and method at its top.
 
 mod ahead;
+mod attack;
 mod common;
 mod damage;
 mod decode;
+mod detect;
 mod encode;
+mod eval;
 mod fast;
 mod fuzz_seeds;
 mod grad;
@@ -15,14 +18,18 @@ mod jpeg;
 mod loader_bench;
 mod locks;
 mod matching;
+mod methods;
 mod objective;
 mod ops;
 mod optim;
 mod plan;
+mod poison_tool;
 #[cfg(feature = "remote")]
 mod remote;
+mod report;
 mod resnet;
 mod robust;
+mod safeclip;
 mod sampling;
 mod run;
 mod shards_tool;
@@ -34,3 +41,4 @@ mod stream;
 mod text;
 mod tidy;
 mod transform;
+mod views;

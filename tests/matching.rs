@@ -8,16 +8,16 @@
 use roclip::Error;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{View, ViewMut};
-use roclip::flow::State;
-use roclip::matching::{CaptionPool, Objective, PoolShape};
+use roclip::flow::{Place, State};
+use roclip::matching::{CaptionPool, PoolShape, Variant};
 use roclip::rng::{Domain, Rng};
 use std::path::Path;
 
 type Pool = CaptionPool<Cpu<f32>>;
 
-fn pool(device: &Cpu<f32>, objective: Objective, shape: [usize; 3]) -> Pool {
+fn pool(device: &Cpu<f32>, variant: Variant, shape: [usize; 3]) -> Pool {
     let [rows, width, queries] = shape;
-    CaptionPool::new(device, objective, PoolShape { rows, width, queries }, 1).unwrap()
+    CaptionPool::new(device, variant, PoolShape { rows, width, queries }, 1).unwrap()
 }
 
 fn saved(device: &Cpu<f32>, pool: &Pool) -> State {
@@ -29,8 +29,16 @@ fn saved(device: &Cpu<f32>, pool: &Pool) -> State {
 /// All rows, as they were inserted.
 fn rows(device: &Cpu<f32>, pool: &Pool) -> Vec<Vec<f32>> {
     let state = saved(device, pool);
-    let tensor = state.tensors.values().next().unwrap();
+    let (_, tensor) = state.tensors.iter().find(|(name, _)| *name != "pool.places").unwrap();
     tensor.values.chunks(tensor.shape[1]).map(<[f32]>::to_vec).collect()
+}
+
+/// Where all rows came from, as a checkpoint has it: shard and position, each in two halves.
+fn places(device: &Cpu<f32>, pool: &Pool) -> Vec<Place> {
+    let state = saved(device, pool);
+    let word = |halves: &[f32]| (f64::from(halves[0]) * 65_536.0 + f64::from(halves[1])) as u32;
+    let place = |row: &[f32]| Place { shard: word(&row[..2]), index: word(&row[2..]) };
+    state.tensors["pool.places"].values.chunks(4).map(place).collect()
 }
 
 /// Rows that name themselves: batch, place in the batch, and zeros.
@@ -57,13 +65,13 @@ fn unit_rows(stream: u64, count: usize, width: usize) -> Vec<f32> {
 #[test]
 fn a_cycle_of_the_released_pool() {
     let device = Cpu::new(1).unwrap();
-    for (objective, head, row_0) in
-        [(Objective::Official, 0, [1.0, 0.0]), (Objective::RoClip, 171, [43.0, 341.0])]
+    for (variant, head, row_0) in
+        [(Variant::Official, 0, [1.0, 0.0]), (Variant::RoClip, 171, [43.0, 341.0])]
     {
-        let mut pool = pool(&device, objective, [21_845, 8, 1]);
+        let mut pool = pool(&device, variant, [21_845, 8, 1]);
         for number in 1..=43 {
             assert_eq!(pool.head(), (number - 1) * 512);
-            pool.insert(&device, View::all(&batch(number, 512, 8))).unwrap();
+            pool.insert(&device, View::all(&batch(number, 512, 8)), &[]).unwrap();
         }
         assert_eq!((pool.head(), pool.filled()), (head, 21_845));
         let rows = rows(&device, &pool);
@@ -85,28 +93,35 @@ fn a_cycle_of_the_released_pool() {
 fn any_batches_into_a_small_pool() {
     let device = Cpu::new(1).unwrap();
     let mut rng = Rng::new(3, Domain::Init, 0, 0);
-    for objective in [Objective::Paper, Objective::RoClip, Objective::Official] {
-        let mut pool = pool(&device, objective, [13, 2, 1]);
+    for variant in [Variant::Paper, Variant::RoClip, Variant::Official] {
+        let mut pool = pool(&device, variant, [13, 2, 1]);
         let mut model = rows(&device, &pool);
+        let mut model_places = vec![Place::UNKNOWN; 13];
         let (mut head, mut filled) = (0, pool.filled());
-        assert_eq!(filled, if objective == Objective::Official { 13 } else { 0 });
+        assert_eq!(filled, if variant == Variant::Official { 13 } else { 0 });
         for number in 1..400 {
             let count = if number % 9 == 0 { 13 - head } else { 1 + rng.below(27) as usize };
             let rows_in = batch(number, count, 2);
-            pool.insert(&device, View::all(&rows_in)).unwrap();
-            for row in rows_in.chunks(2) {
+            // Of the last rows of some batches nobody knows.
+            let known = count - (number % 3).min(count);
+            let place = |i| Place { shard: 70_000 * number as u32, index: u32::MAX - i as u32 };
+            let from: Vec<Place> = (0..known).map(place).collect();
+            pool.insert(&device, View::all(&rows_in), &from).unwrap();
+            for (i, row) in rows_in.chunks(2).enumerate() {
                 model[head] = row.to_vec();
+                model_places[head] = from.get(i).copied().unwrap_or(Place::UNKNOWN);
                 head += 1;
                 filled = 13.min(filled + 1);
                 if head == 13 {
                     head = 0;
-                    if objective == Objective::Official {
+                    if variant == Variant::Official {
                         break;
                     }
                 }
             }
-            assert_eq!((pool.head(), pool.filled()), (head, filled), "{objective}, {number}");
-            assert_eq!(rows(&device, &pool), model, "{objective}, batch {number} of {count}");
+            assert_eq!((pool.head(), pool.filled()), (head, filled), "{variant:?}, {number}");
+            assert_eq!(rows(&device, &pool), model, "{variant:?}, batch {number} of {count}");
+            assert_eq!(places(&device, &pool), model_places, "{variant:?}, batch {number}");
         }
     }
 }
@@ -116,20 +131,20 @@ fn any_batches_into_a_small_pool() {
 #[test]
 fn an_own_caption_is_found_from_the_next_step_on() {
     let device = Cpu::new(1).unwrap();
-    for objective in [Objective::Paper, Objective::Official, Objective::RoClip] {
-        let mut pool = pool(&device, objective, [24, 16, 4]);
+    for variant in [Variant::Paper, Variant::Official, Variant::RoClip] {
+        let mut pool = pool(&device, variant, [24, 16, 4]);
         let mut out = vec![0.0; 4 * 16];
-        pool.insert(&device, View::all(&unit_rows(0, 4, 16))).unwrap();
+        pool.insert(&device, View::all(&unit_rows(0, 4, 16)), &[]).unwrap();
         for step in 1..20 {
             let captions = unit_rows(step, 4, 16);
             pool.lookup(&device, View::all(&captions), ViewMut::all(&mut out)).unwrap();
-            let before = pool.matches(&device).unwrap();
-            assert!(before.score.iter().all(|&s| s < 0.999), "{objective}, {step}: {before:?}");
+            let before = pool.matches(&device).unwrap().clone();
+            assert!(before.score.iter().all(|&s| s < 0.999), "{variant:?}, {step}: {before:?}");
             let head = pool.head() as u32;
-            pool.insert(&device, View::all(&captions)).unwrap();
+            pool.insert(&device, View::all(&captions), &[]).unwrap();
             pool.lookup(&device, View::all(&captions), ViewMut::all(&mut out)).unwrap();
             let after = pool.matches(&device).unwrap();
-            assert_eq!(after.index, [head, head + 1, head + 2, head + 3], "{objective}, {step}");
+            assert_eq!(after.index, [head, head + 1, head + 2, head + 3], "{variant:?}, {step}");
             assert!(after.score.iter().all(|&s| (s - 1.0).abs() < 1e-6));
             assert_eq!(out, captions);
         }
@@ -140,15 +155,15 @@ fn an_own_caption_is_found_from_the_next_step_on() {
 #[test]
 fn rows_not_filled_take_no_part() {
     let device = Cpu::new(1).unwrap();
-    let mut pool = pool(&device, Objective::Paper, [5, 2, 1]);
+    let mut pool = pool(&device, Variant::Paper, [5, 2, 1]);
     let mut out = vec![0.0; 2];
     let query = vec![1.0, 0.0];
     assert!(pool.lookup(&device, View::all(&query), ViewMut::all(&mut out)).is_err());
-    pool.insert(&device, View::all(&vec![-1.0, 0.0, -0.6, 0.8])).unwrap();
+    pool.insert(&device, View::all(&vec![-1.0, 0.0, -0.6, 0.8]), &[]).unwrap();
     pool.lookup(&device, View::all(&query), ViewMut::all(&mut out)).unwrap();
     assert_eq!(out, [-0.6, 0.8]);
     let matches = pool.matches(&device).unwrap();
-    assert_eq!((matches.index, matches.score), (vec![1], vec![-0.6]));
+    assert_eq!((&matches.index, &matches.score), (&vec![1], &vec![-0.6]));
 }
 
 /// Moments within five standard errors; rows are searched by direction and returned raw; the seed
@@ -156,7 +171,7 @@ fn rows_not_filled_take_no_part() {
 #[test]
 fn the_released_pool_starts_as_noise() {
     let device = Cpu::new(1).unwrap();
-    let mut pool = pool(&device, Objective::Official, [2_000, 64, 1]);
+    let mut pool = pool(&device, Variant::Official, [2_000, 64, 1]);
     assert_eq!((pool.filled(), pool.head()), (2_000, 0));
     let state = saved(&device, &pool);
     let values = &state.tensors["pool.values"].values;
@@ -176,7 +191,7 @@ fn the_released_pool_starts_as_noise() {
 
     let again = |seed| {
         let shape = PoolShape { rows: 2_000, width: 64, queries: 1 };
-        saved(&device, &CaptionPool::new(&device, Objective::Official, shape, seed).unwrap())
+        saved(&device, &CaptionPool::new(&device, Variant::Official, shape, seed).unwrap())
     };
     assert!(again(1) == state && again(2) != state);
 }
@@ -184,22 +199,22 @@ fn the_released_pool_starts_as_noise() {
 #[test]
 fn a_saved_pool_goes_on_in_the_same_bits() {
     let device = Cpu::new(1).unwrap();
-    for objective in [Objective::Paper, Objective::Official, Objective::RoClip] {
+    for variant in [Variant::Paper, Variant::Official, Variant::RoClip] {
         for steps in [0, 1, 2, 5] {
-            let mut kept = pool(&device, objective, [13, 6, 3]);
+            let mut kept = pool(&device, variant, [13, 6, 3]);
             for step in 0..steps {
-                kept.insert(&device, View::all(&unit_rows(step, 5, 6))).unwrap();
+                kept.insert(&device, View::all(&unit_rows(step, 5, 6)), &[]).unwrap();
             }
             let state = saved(&device, &kept);
             let shape = PoolShape { rows: 13, width: 6, queries: 3 };
-            let mut other = CaptionPool::new(&device, objective, shape, 99).unwrap();
+            let mut other = CaptionPool::new(&device, variant, shape, 99).unwrap();
             other.load(&device, &state, Path::new("p.safetensors")).unwrap();
             assert_eq!(saved(&device, &other), state);
             for step in steps..steps + 6 {
                 let (queries, mut outs) =
                     (unit_rows(100 + step, 3, 6), [vec![0.0; 18], vec![0.0; 18]]);
                 for (pool, out) in [&mut kept, &mut other].into_iter().zip(&mut outs) {
-                    pool.insert(&device, View::all(&unit_rows(step, 5, 6))).unwrap();
+                    pool.insert(&device, View::all(&unit_rows(step, 5, 6)), &[]).unwrap();
                     pool.lookup(&device, View::all(&queries), ViewMut::all(out)).unwrap();
                 }
                 assert_eq!(outs[0], outs[1]);
@@ -213,9 +228,9 @@ fn a_saved_pool_goes_on_in_the_same_bits() {
 #[test]
 fn a_pool_that_contradicts_itself_is_refused_and_nothing_changes() {
     let device = Cpu::new(1).unwrap();
-    for objective in [Objective::RoClip, Objective::Official] {
-        let mut pool = pool(&device, objective, [13, 6, 3]);
-        pool.insert(&device, View::all(&unit_rows(1, 5, 6))).unwrap();
+    for variant in [Variant::RoClip, Variant::Official] {
+        let mut pool = pool(&device, variant, [13, 6, 3]);
+        pool.insert(&device, View::all(&unit_rows(1, 5, 6)), &[]).unwrap();
         let good = saved(&device, &pool);
         let mut wrong = Vec::new();
         for (head, filled) in [(13, 13), (14, 13), (0, 14), (4, 5), (6, 5), (0, 5)] {
@@ -231,7 +246,7 @@ fn a_pool_that_contradicts_itself_is_refused_and_nothing_changes() {
         let mut rowless = good.clone();
         rowless.tensors.clear();
         let other_size =
-            CaptionPool::new(&device, objective, PoolShape { rows: 12, width: 6, queries: 3 }, 1);
+            CaptionPool::new(&device, variant, PoolShape { rows: 12, width: 6, queries: 3 }, 1);
         wrong.extend([fractional, headless, rowless, saved(&device, &other_size.unwrap())]);
         for state in wrong {
             let refusal = pool.load(&device, &state, Path::new("p.safetensors")).unwrap_err();
@@ -245,11 +260,11 @@ fn a_pool_that_contradicts_itself_is_refused_and_nothing_changes() {
 #[test]
 fn captions_of_another_width_are_refused() {
     let device = Cpu::new(1).unwrap();
-    for objective in [Objective::RoClip, Objective::Official] {
-        let mut pool = pool(&device, objective, [13, 6, 3]);
+    for variant in [Variant::RoClip, Variant::Official] {
+        let mut pool = pool(&device, variant, [13, 6, 3]);
         let before = saved(&device, &pool);
         for len in [7, 13 * 6 + 1, 27 * 6 + 5] {
-            assert!(pool.insert(&device, View::all(&vec![0.5; len])).is_err());
+            assert!(pool.insert(&device, View::all(&vec![0.5; len]), &[]).is_err());
             assert_eq!(saved(&device, &pool), before);
         }
     }

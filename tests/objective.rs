@@ -8,7 +8,7 @@ use crate::common::golden;
 use crate::common::threads_comm::ThreadsComm;
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Communicator, Device, Slot, Solo, View, ViewMut};
-use roclip::objective::{ClipLoss, LogitScale, Targets};
+use roclip::objective::{ClipLoss, LogitScale, Targets, Terms};
 use roclip::rng::{Domain, Rng};
 use serde::Deserialize;
 
@@ -53,7 +53,8 @@ fn evaluate<F: CpuFloat>(case: &Case, comm: &impl Communicator<Cpu<F>>) -> Answe
     let local = case.image.len() / comm.world_size();
     let part = comm.rank() * local..(comm.rank() + 1) * local;
     let (image, text) = (convert(&case.image[part.clone()]), convert(&case.text[part.clone()]));
-    let mut loss = ClipLoss::new(&device, comm, local / case.width, case.width).unwrap();
+    let mut loss =
+        ClipLoss::new(&device, comm, local / case.width, case.width, Terms::CLIP).unwrap();
     loss.normalize_images(&device, comm, View::all(&image)).unwrap();
     loss.normalize_texts(&device, comm, View::all(&text)).unwrap();
     let mut targets = Targets::Own;
@@ -63,7 +64,7 @@ fn evaluate<F: CpuFloat>(case: &Case, comm: &impl Communicator<Cpu<F>>) -> Answe
     }
     let weights = device.weights(&convert(&[9.0, case.logit_scale, -9.0])).unwrap();
     loss.forward(&device, comm, &weights, SCALE, targets).unwrap();
-    let value = loss.value(&device).unwrap();
+    let value = loss.value(&device, targets).unwrap();
     let (mut d_image, mut d_text) =
         (convert(&vec![f64::NAN; local]), convert(&vec![f64::NAN; local]));
     let mut grads = convert(&[5.0, 1.0, 5.0]);
@@ -258,7 +259,7 @@ fn non_finite_losses_have_non_finite_gradients() {
 fn no_text_gradient_is_wanted() {
     let device = Cpu::<f64>::new(1).unwrap();
     let case = random_case(4, 3, 1.0, false);
-    let mut loss = ClipLoss::new(&device, &Solo, 4, 3).unwrap();
+    let mut loss = ClipLoss::new(&device, &Solo, 4, 3, Terms::CLIP).unwrap();
     loss.normalize_images(&device, &Solo, View::all(&case.image)).unwrap();
     loss.normalize_texts(&device, &Solo, View::all(&case.text)).unwrap();
     let weights = device.weights(&[0.0, 1.0, 0.0]).unwrap();
@@ -274,7 +275,7 @@ fn no_text_gradient_is_wanted() {
 #[test]
 fn own_logits_are_scaled_cosines() {
     let device = Cpu::<f64>::new(1).unwrap();
-    let mut loss = ClipLoss::new(&device, &Solo, 2, 2).unwrap();
+    let mut loss = ClipLoss::new(&device, &Solo, 2, 2, Terms::CLIP).unwrap();
     loss.normalize_images(&device, &Solo, View::all(&vec![3.0, 4.0, 0.0, 2.0])).unwrap();
     loss.normalize_texts(&device, &Solo, View::all(&vec![5.0, 0.0, 0.0, 0.5])).unwrap();
     let weights = device.weights(&[0.0, 2.0_f64.ln(), 0.0]).unwrap();
@@ -313,7 +314,7 @@ fn ranks_together_are_one() {
 #[test]
 fn features_of_another_shape_are_refused() {
     let device = Cpu::<f64>::new(1).unwrap();
-    let mut loss = ClipLoss::new(&device, &Solo, 2, 3).unwrap();
+    let mut loss = ClipLoss::new(&device, &Solo, 2, 3, Terms::CLIP).unwrap();
     let short = vec![1.0; 5];
     assert!(loss.normalize_images(&device, &Solo, View::all(&short)).is_err());
     assert!(loss.normalize_texts(&device, &Solo, View::all(&short)).is_err());

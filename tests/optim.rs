@@ -11,7 +11,7 @@ use roclip::Error;
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Device, Slot};
 use roclip::flow::{ParamTable, State};
-use roclip::matching::Objective;
+use roclip::matching::Variant;
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind, TextUpdate};
 use roclip::rng::{Domain, Rng};
 use serde::Deserialize;
@@ -121,16 +121,16 @@ fn the_released_counter_is_one_epoch_ahead() {
     let (epochs, per_epoch) = (24, 1953);
     let total = epochs * per_epoch;
     let schedule = Schedule::new(ScheduleKind::Cosine, 5e-5, 10_000, total);
-    let at = |objective: Objective, step| schedule.at(objective.schedule_step(step, per_epoch));
+    let at = |variant: Variant, step| schedule.at(variant.schedule_step(step, per_epoch));
     let near = |a: f64, b: f64| (a - b).abs() <= 10.0 * f64::EPSILON * 5e-5;
-    assert!(near(at(Objective::Official, 0), 5e-5 * 1954.0 / 10_000.0));
-    assert!(near(at(Objective::Official, total - per_epoch), 0.0));
-    let last = at(Objective::Official, total - 1);
+    assert!(near(at(Variant::Official, 0), 5e-5 * 1954.0 / 10_000.0));
+    assert!(near(at(Variant::Official, total - per_epoch), 0.0));
+    let last = at(Variant::Official, total - 1);
     assert!((3.3e-7..3.5e-7).contains(&last), "{last}");
-    for objective in [Objective::Clip, Objective::Paper, Objective::RoClip] {
-        assert!(near(at(objective, 0), 5e-9));
-        assert!(near(at(objective, 9_999), 5e-5));
-        assert!(at(objective, total - 1) < 1e-12);
+    for variant in [Variant::Paper, Variant::RoClip] {
+        assert!(near(at(variant, 0), 5e-9));
+        assert!(near(at(variant, 9_999), 5e-5));
+        assert!(at(variant, total - 1) < 1e-12);
     }
 }
 

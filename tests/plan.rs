@@ -5,17 +5,17 @@
 //!         there are.
 
 use crate::common::shards;
-use crate::common::tiny::{noise, tiny, tiny_weights};
+use crate::common::tiny::{convert, noise, tiny, tiny_weights};
 use roclip::backend::cpu::{Cpu, CpuFloat};
-use roclip::backend::{Backend, Device, Float, Solo, View, ViewMut};
+use roclip::backend::{Backend, Device, Solo, View, ViewMut};
 use roclip::data::loader::LoaderConfig;
 use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::transform::{Augment, TransformConfig};
-use roclip::encode::{Clip, ClipConfig, Keep, VisionConfig};
-use roclip::eval::ZeroShot;
+use roclip::encode::{self, Clip, ClipConfig, Embedder, EmbedderRoom, Keep, VisionConfig};
+use roclip::eval::{Templates, ZeroShot};
 use roclip::flow::{Batch, Locks, PackedTokens, SampleId, State};
-use roclip::matching::Objective;
 use roclip::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
+use roclip::train::objective::{Objective, SafeClip};
 use roclip::train::plan::{Plan, Planner};
 use roclip::train::recipe::Recipe;
 use roclip::train::step::{Outcome, StepOptions, Trainer};
@@ -28,10 +28,6 @@ fn deep() -> ClipConfig {
     let VisionConfig::Vit(vit) = &mut config.vision_cfg else { panic!("the tiny model is a ViT") };
     (vit.layers, config.text_cfg.layers) = (3, 4);
     config
-}
-
-fn convert<F: Float>(values: &[f64]) -> Vec<F> {
-    values.iter().map(|&v| F::from_f64(v)).collect()
 }
 
 /// Features of both towers, and the gradients that `times` backwards of a second, smaller batch
@@ -159,13 +155,13 @@ fn recomputing_saves_what_it_should() {
     assert!(ratio > 4.0 && ratio < (192.0 + 15.0) / (27.0 + 15.0), "{ratio}");
 }
 
-fn batch(model: &ClipConfig, pairs: usize) -> Batch {
+fn batch(model: &ClipConfig, pairs: usize, views: usize) -> Batch {
     let side = model.vision_cfg.image_size();
     let mut captions = PackedTokens::new();
-    (0..pairs).for_each(|n| captions.push(&[59, n as u32, 60]));
+    (0..views * pairs).for_each(|n| captions.push(&[59, n as u32, 60]));
     let sample = |n| SampleId { shard: "a.tar".into(), shard_index: 0, index: n, key: "k".into() };
     let samples = (0..pairs as u32).map(sample).collect();
-    let images = noise(1, pairs * 3 * side * side).into_iter().map(|x| x as f32).collect();
+    let images = noise(1, views * pairs * 3 * side * side).into_iter().map(|x| x as f32).collect();
     Batch { images, image_size: side, captions, labels: Vec::new(), samples }
 }
 
@@ -184,12 +180,18 @@ fn recipe_trains_as_planned<F: CpuFloat>(recipe: &Recipe) -> Plan {
     let StepOptions { objective, accum_freq: passes, .. } = recipe.step;
     let keep = recipe.keep;
     let plan = planner::<Cpu<F>>(recipe.clone()).plan().unwrap();
-    let parts = recipe.parts(&device, 7).unwrap();
+    let weights = encode::init(&device, &recipe.model, 7).unwrap();
+    let parts = recipe.parts(&device, weights, 7).unwrap();
     let mut trainer = Trainer::new(device.clone(), Solo, parts, recipe.step.clone()).unwrap();
-    let batch = batch(&recipe.model, PAIRS * passes);
     for epoch in 0..3 {
-        assert!(matches!(trainer.step(&batch, epoch).unwrap(), Outcome::Stepped(_)));
+        for part in objective.parts(epoch) {
+            let batch = batch(&recipe.model, PAIRS * passes, part.views);
+            assert!(matches!(trainer.step(&batch, epoch).unwrap(), Outcome::Stepped(_)));
+        }
     }
+    let pixels = 3 * recipe.model.vision_cfg.image_size().pow(2);
+    let batch = objective.views() * PAIRS * passes * pixels * size_of::<f32>();
+    assert_eq!(plan.host_batches, 5 * batch, "{objective}");
     assert_eq!(device.allocated(), on_device(&plan), "{objective} {keep:?} {passes}");
     let mut state = State::default();
     trainer.save(&mut state).unwrap();
@@ -213,7 +215,8 @@ fn locked_towers_take_what_was_planned_which_is_less() {
 
 #[test]
 fn training_takes_what_was_planned() {
-    for objective in Objective::ALL {
+    let safeclip = Objective::SafeClip(SafeClip { warmup_epochs: 1, ..SafeClip::AUTHORS });
+    for objective in Objective::ALL.into_iter().chain([safeclip]) {
         for (keep, passes) in [(Keep::All, 1), (Keep::All, 3), (Keep::Inputs, 2)] {
             trains_as_planned::<f32>(objective, keep, passes);
             trains_as_planned::<f64>(objective, keep, passes);
@@ -237,15 +240,18 @@ fn evaluation_takes_what_was_planned() {
         transform: TransformConfig::new(10, Augment::none()),
         ..base
     };
-    let zeroshot = ZeroShot::open(dir.path(), base).unwrap();
+    let zeroshot = ZeroShot::open(dir.path(), Templates::Folder, base).unwrap();
     let (device, recipe) =
         (Cpu::<f32>::new(1).unwrap(), recipe(model, Objective::Clip, Keep::All, 1));
     let mut planner = planner::<Cpu<f32>>(recipe.clone());
-    planner.evaluation = Some(Box::new(|device, model| zeroshot.room(device, model).map(drop)));
+    planner.evaluation = Some(Box::new(|device, model| EmbedderRoom::new(device, model).map(drop)));
     let plan = planner.plan().unwrap();
-    let mut parts = recipe.parts(&device, 7).unwrap();
+    let weights = encode::init(&device, &recipe.model, 7).unwrap();
+    let mut parts = recipe.parts(&device, weights, 7).unwrap();
     let before = device.allocated();
-    zeroshot.evaluate(&device, &mut parts.model, &parts.weights).unwrap();
+    let mut embedder = Embedder::new(&device, &mut parts.model, &parts.weights).unwrap();
+    let classifier = zeroshot.classifier(&mut embedder).unwrap();
+    zeroshot.evaluate(&mut embedder, &classifier).unwrap();
     assert_eq!(device.allocated() - before, plan.evaluation);
     assert!(plan.evaluation > 0);
 }

@@ -4,10 +4,10 @@
 //!         another where bits must be equal. Whole steps are in `step.rs`.
 
 use crate::common::Golden;
-use crate::common::tiny::{noise, tiny_resnet, tiny_weights};
+use crate::common::tiny::{convert, error, noise, tiny_resnet, tiny_weights};
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::ops::batchnorm::Statistics;
-use roclip::backend::{Device, Element, Float, View, ViewMut};
+use roclip::backend::{Device, Element, View, ViewMut};
 use roclip::encode::{Clip, Keep};
 use std::fmt::Write;
 
@@ -16,10 +16,6 @@ const SIDE: usize = 64;
 const PIXELS: u64 = 1000;
 const COTANGENT: u64 = 1001;
 const PROBE: u64 = 4000;
-
-fn convert<F: Float>(values: &[f64]) -> Vec<F> {
-    values.iter().map(|&v| F::from_f64(v)).collect()
-}
 
 fn pixels(batch: u64) -> Vec<f32> {
     convert(&noise(PIXELS + 10 * batch, IMAGES * 3 * SIDE * SIDE))
@@ -54,15 +50,6 @@ fn run<F: CpuFloat + Element>(
     }
     let (features, grads) = first.unwrap();
     [features, grads, weights]
-}
-
-/// `max|difference| / max|reference|`, the generator's `error`.
-fn error<F: Float>(got: &[F], reference: &[f64]) -> f64 {
-    assert_eq!(got.len(), reference.len());
-    let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-    let pairs = got.iter().zip(reference);
-    let difference = largest(&mut pairs.map(|(g, r)| (g.to_f64() - r).abs()));
-    difference / largest(&mut reference.iter().map(|r| r.abs()))
 }
 
 /// Bounds as in `encode.rs`: twice the error of open_clip's own run in float32, and of float64 that

@@ -14,9 +14,10 @@ use crate::common::golden;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{Device, Slot, Solo, View, ViewMut};
 use roclip::flow::{ParamTable, State};
-use roclip::matching::{CaptionPool, Objective, PoolShape};
-use roclip::objective::{ClipLoss, LogitScale, Targets};
+use roclip::matching::{CaptionPool, PoolShape, Variant};
+use roclip::objective::{ClipLoss, LogitScale, Targets, Terms};
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind, TextUpdate};
+use roclip::train::objective::Objective;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -124,10 +125,12 @@ impl Run {
         let device = Cpu::new(1).unwrap();
         let table = table();
         let shape = PoolShape { rows: golden.pool, width: D, queries: golden.batch };
-        let mut pool = CaptionPool::new(&device, objective, shape, 1).unwrap();
+        let mut pool =
+            CaptionPool::new(&device, objective.variant().unwrap_or_default(), shape, 1).unwrap();
         if objective == Objective::Official {
             let mut state = State::default();
             state.put("pool.values", &[golden.pool, D], golden.gaussian.clone());
+            state.put("pool.places", &[golden.pool, 4], vec![65_535.0; 4 * golden.pool]);
             state.values.insert("pool.head".into(), 0.into());
             state.values.insert("pool.filled".into(), golden.pool.into());
             pool.load(&device, &state, Path::new("gaussian")).unwrap();
@@ -141,7 +144,7 @@ impl Run {
             objective,
             scale: LogitScale { slot: table.slot("logit_scale") },
             weights: device.weights(&spread(&table, &golden.initial)).unwrap(),
-            loss: ClipLoss::new(&device, &Solo, golden.batch, D).unwrap(),
+            loss: ClipLoss::new(&device, &Solo, golden.batch, D, Terms::CLIP).unwrap(),
             pool,
             optimizer: Optimizer::new(&device, &table, options, rule).unwrap(),
             schedule: Schedule::new(ScheduleKind::Cosine, lr, golden.warmup, total),
@@ -160,19 +163,20 @@ impl Run {
     fn step(&mut self, every: u64, lr: f64, golden: &Step) -> (f64, f64, bool) {
         let (params, table) = (self.params(), table());
         let Self { objective, device, loss, pool, weights, .. } = self;
-        let (objective, slot) = (*objective, self.scale.slot);
+        let (variant, slot) = (objective.variant(), self.scale.slot);
         let (image, text) = (IMAGE.forward(&params, &golden.x), TEXT.forward(&params, &golden.y));
         loss.normalize_images(device, &Solo, View::all(&image)).unwrap();
         loss.normalize_texts(device, &Solo, View::all(&text)).unwrap();
         let rows = pool.shape().rows;
-        let matched = objective.matches_in(golden.epoch, every, pool.filled(), rows);
+        let matches = |v: Variant| v.matches_in(golden.epoch, every, pool.filled(), rows);
+        let matched = variant.is_some_and(matches);
         let targets = if matched { Targets::Matched } else { Targets::Own };
         if matched {
             let (images, substitutes) = loss.for_matching();
             pool.lookup(device, images, substitutes).unwrap();
         }
         loss.forward(device, &Solo, weights, slot, targets).unwrap();
-        let value = loss.value(device).unwrap();
+        let value = loss.value(device, targets).unwrap();
         let (mut d_image, mut d_text) = (vec![0.0; image.len()], vec![0.0; text.len()]);
         let mut flat = vec![0.0; table.len()];
         let (d_image_view, d_text_view) = (ViewMut::all(&mut d_image), ViewMut::all(&mut d_text));
@@ -181,10 +185,10 @@ impl Run {
         let mut grads = packed(&table, &flat);
         IMAGE.backward(&params, &golden.x, &d_image, &mut grads);
         TEXT.backward(&params, &golden.y, &d_text, &mut grads);
-        if objective.inserts_in(golden.epoch, every) {
-            pool.insert(device, loss.all_texts()).unwrap();
+        if variant.is_some_and(|v| v.inserts_in(golden.epoch, every)) {
+            pool.insert(device, loss.all_texts(), &[]).unwrap();
         }
-        let frozen = matched && objective.freezes_text();
+        let frozen = matched && variant.is_some_and(Variant::freezes_text);
         let text = if frozen { TextUpdate::Freeze } else { TextUpdate::Train };
         let grads = spread(&table, &grads);
         let norm = self.optimizer.step(device, weights, &grads, lr, text).unwrap();
@@ -204,7 +208,8 @@ fn replay(objective: Objective) {
         );
     };
     for (i, step) in golden.steps.iter().enumerate() {
-        let count = objective.schedule_step(i as u64, golden.steps_per_epoch);
+        let step_of = |v: Variant| v.schedule_step(i as u64, golden.steps_per_epoch);
+        let count = objective.variant().map_or(i as u64, step_of);
         let lr = run.schedule.at(count);
         near(i, "lr", lr, step.lr, 0.0);
         let (loss, norm, matched) = run.step(golden.every, lr, step);
@@ -226,7 +231,8 @@ fn replay(objective: Objective) {
         assert_eq!(run.pool.filled() * D, step.rows.len(), "{objective}, step {i}");
         let mut state = State::default();
         run.pool.save(&run.device, &mut state).unwrap();
-        let rows = &state.tensors.values().next().unwrap().values;
+        let is_rows = |(name, _): &(&String, _)| *name != "pool.places";
+        let rows = &state.tensors.iter().find(is_rows).unwrap().1.values;
         for (&a, &b) in rows.iter().zip(&step.rows) {
             // Rows are saved in f32.
             near(i, "pool row", f64::from(a), b, f64::from(f32::EPSILON) * b.abs());

@@ -2,7 +2,10 @@
 //!         being killed, refuses nonsense before it starts, and keeps its weights finite.
 //! Method: runs the program on tiny shards with a tiny model, and compares files.
 
+mod objectives;
+
 use crate::common::shards::write_shards;
+use crate::detect::records::matches;
 use roclip::checkpoint::file;
 use roclip::flow::State;
 use roclip::rng::{Domain, Rng};
@@ -32,7 +35,7 @@ impl Bench {
         Self { dir, shards }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -122,8 +125,8 @@ fn a_run_writes_what_its_users_expect() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     files.sort();
-    let expected = "README.md checkpoints config.json merges.txt metrics.jsonl model.safetensors \
-        open_clip_config.json open_clip_model.safetensors out.log params.txt \
+    let expected = "README.md checkpoints config.json matches merges.txt metrics.jsonl \
+        model.safetensors open_clip_config.json open_clip_model.safetensors out.log params.txt \
         preprocessor_config.json skips.jsonl special_tokens_map.json tokenizer.json \
         tokenizer_config.json vocab.json";
     let expected: Vec<&str> = expected.split_whitespace().collect();
@@ -254,6 +257,7 @@ fn a_signal_saves_and_resuming_continues_to_the_same_bits() {
             file::read(&bench.folder(name).join("checkpoints/epoch_40.safetensors")).unwrap()
         };
         assert_same(&last("whole"), &last(&name));
+        assert!(matches(&bench.folder("whole")) == matches(&bench.folder(&name)), "records differ");
     }
 }
 
@@ -266,15 +270,17 @@ fn killed_fifty_times_the_run_reaches_the_same_bits() {
     bench.run("undisturbed", &[]);
     let whole = began.elapsed();
     let expected = bench.final_state("undisturbed");
+    let told = matches(&bench.folder("undisturbed"));
     let mut rng = Rng::new(50, Domain::SampleOrder, 0, 0);
     let (mut kills, mut runs) = (0, 0);
     while kills < 50 {
         runs += 1;
         let name = format!("killed{runs}");
-        while !finished_after_a_kill(&bench, &name, whole.mul_f64(rng.range(0.0, 1.1))) {
+        while !finished_after_a_kill(&bench, &name, &[], whole.mul_f64(rng.range(0.0, 1.1))) {
             kills += 1;
         }
         assert_same(&expected, &bench.final_state(&name));
+        assert!(matches(&bench.folder(&name)) == told, "records differ");
         let count = bench.lines("undisturbed", "skips.jsonl").len();
         assert_eq!(bench.lines(&name, "skips.jsonl").len(), count);
         fs::remove_dir_all(bench.folder(&name)).unwrap();
@@ -283,8 +289,8 @@ fn killed_fifty_times_the_run_reaches_the_same_bits() {
 }
 
 /// Starts or resumes a run and kills it after `delay`; whether it was done before that.
-fn finished_after_a_kill(bench: &Bench, name: &str, delay: Duration) -> bool {
-    let mut child = bench.spawn(name, &["--resume", "latest"]);
+pub fn finished_after_a_kill(bench: &Bench, name: &str, more: &[&str], delay: Duration) -> bool {
+    let mut child = bench.spawn(name, &[&["--resume", "latest"], more].concat());
     std::thread::sleep(delay);
     let done = child.try_wait().unwrap();
     let _ = child.kill();
@@ -301,7 +307,7 @@ fn resume_passes_over_a_damaged_checkpoint_and_says_so() {
     bench.run("hurt", &[]);
     let folder = bench.folder("hurt").join("checkpoints");
     let newest = folder.join("epoch_4.safetensors");
-    let expected = bench.final_state("hurt");
+    let (expected, records) = (bench.final_state("hurt"), matches(&bench.folder("hurt")));
     let mut bytes = fs::read(&newest).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -310,6 +316,7 @@ fn resume_passes_over_a_damaged_checkpoint_and_says_so() {
     assert!(told.contains("passed over") && told.contains("damaged: sha256"), "{told}");
     assert!(told.contains("epoch_3.safetensors (epoch 3, step 15)"), "{told}");
     assert_same(&expected, &bench.final_state("hurt"));
+    assert!(matches(&bench.folder("hurt")) == records, "the fourth epoch is told of once");
 }
 
 #[test]
@@ -372,6 +379,10 @@ fn non_finite_steps_change_nothing_and_stop_the_run() {
     assert!(told.contains("(3 of 3 in a row)") && told.contains("Lower --lr"), "{told}");
     let refused = bench.lines("wild", "nonfinite.jsonl");
     assert_eq!(refused.len(), 3);
+    let stepped = bench.lines("wild", "metrics.jsonl").len();
+    let told =
+        matches(&bench.folder("wild")).iter().map(|(_, bytes)| bytes.len() / 24).max().unwrap();
+    assert_eq!(told, 256 / 24 + 8 * stepped, "a refused step is told of nowhere else");
     let first = refused[0]["samples"][0].as_str().unwrap();
     assert!(first.contains(".tar:0000"), "{first}");
     let saved = fs::read_dir(bench.folder("wild").join("checkpoints")).unwrap().flatten();
@@ -379,28 +390,6 @@ fn non_finite_steps_change_nothing_and_stop_the_run() {
         let state = file::read(&checkpoint.path()).unwrap();
         let finite = |values: &Vec<f32>| values.iter().all(|v| v.is_finite());
         assert!(state.tensors.values().all(|t| finite(&t.values)), "{:?}", checkpoint.path());
-    }
-}
-
-/// Which epochs are matched, and how full the pool is at the first step, tell the objectives apart.
-#[test]
-fn every_objective_trains() {
-    let bench = Bench::new();
-    let matched_epochs = [
-        ("clip", [false; 4], Value::Null),
-        ("paper", [true; 4], 8.into()),
-        ("official", [true; 4], 12.into()),
-        ("roclip", [false, true, true, true], 8.into()),
-    ];
-    for (objective, matched, filled) in matched_epochs {
-        bench.run(objective, &["--objective", objective, "--match-every", "1"]);
-        let steps = bench.lines(objective, "metrics.jsonl");
-        assert_eq!(steps[0]["pool_filled"], filled, "{objective}");
-        for (epoch, matched) in matched.into_iter().enumerate() {
-            // The last step of an epoch: `paper` has no caption to match before its first step.
-            let last = &steps[epoch * 5 + 4];
-            assert_eq!(last["pool_similarity"].is_number(), matched, "{objective}: {last}");
-        }
     }
 }
 
@@ -436,7 +425,7 @@ fn wrong_flags_are_told_before_anything_starts() {
         (&["--batch-size", "100"], "at most 40, the pairs of"),
         (&["--lr", "-1"], "--lr"),
         (&["--beta2", "1"], "--beta2: 1; expected at least 0 and below 1"),
-        (&["--objective", "safe"], "clip, paper, official or roclip"),
+        (&["--objective", "safe"], "clip, paper, official, roclip, cyclip, cleanclip, safeclip"),
         (&["--pool-size", "0"], "--pool-size"),
         (&["--pool-size", "many"], "--pool-size"),
         (&["--aug-cfg", "scale"], "KEY=VALUE"),

@@ -19,14 +19,18 @@ use std::process::Command;
 use roclip::data::ledger::Entry;
 
 /// Exit code and all that the program printed.
-struct Answer {
-    code: i32,
-    text: String,
+pub struct Answer {
+    pub code: i32,
+    pub text: String,
 }
 
 fn shards_tool(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Answer {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roclip-shards"));
-    let output = command.args(args).output().unwrap();
+    answer(env!("CARGO_BIN_EXE_roclip-shards"), args)
+}
+
+/// What a program says, which must not panic.
+pub fn answer(program: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Answer {
+    let output = Command::new(program).args(args).output().unwrap();
     let text = [&output.stdout[..], &output.stderr].concat();
     let text = String::from_utf8(text).unwrap();
     assert!(!text.contains("panicked"), "{text}");
@@ -41,14 +45,14 @@ fn run(dir: &Path, args: &[&str]) -> Answer {
 
 /// Runs it and wants this exit code.
 #[track_caller]
-fn expect(code: i32, dir: &Path, args: &[&str]) -> String {
+pub fn expect(code: i32, dir: &Path, args: &[&str]) -> String {
     let answer = run(dir, args);
     assert_eq!(answer.code, code, "{args:?}: {}", answer.text);
     answer.text
 }
 
 /// Names and data of the members of a shard, as the `tar` crate reads them.
-fn members_of(path: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn members_of(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let is_zstd = path.extension().is_some_and(|e| e == "zst");
     let bytes = if is_zstd { zstd::decode_all(&bytes[..]).unwrap() } else { bytes };
@@ -64,14 +68,14 @@ fn members_of(path: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The shards of a folder, sorted.
-fn shards_in(dir: &Path) -> Vec<PathBuf> {
+pub fn shards_in(dir: &Path) -> Vec<PathBuf> {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mut shards: Vec<_> = paths.filter(|p| p.to_string_lossy().contains(".tar")).collect();
     shards.sort();
     shards
 }
 
-fn all_members(dir: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn all_members(dir: &Path) -> Vec<(String, Vec<u8>)> {
     shards_in(dir).iter().flat_map(|path| members_of(path)).collect()
 }
 

@@ -14,13 +14,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backend", &["simd", "error"]),
     ("flow", &["backend", "error"]),
     ("data", &["flow", "rng", "simd", "error"]),
+    ("detect", &["data", "flow", "rng", "simd", "error"]),
     ("encode", &["backend", "flow", "rng", "error"]),
     ("matching", &["backend", "flow", "rng", "error"]),
     ("objective", &["backend", "flow", "error"]),
     ("optim", &["backend", "flow", "error"]),
     ("checkpoint", &["flow", "error"]),
+    ("attack", &["data", "flow", "rng", "error"]),
     ("interop", &["checkpoint", "data", "encode", "backend", "flow", "error"]),
-    ("eval", &["data", "encode", "backend", "flow", "error"]),
+    ("eval", &["attack", "data", "encode", "backend", "flow", "rng", "error"]),
     (
         "train",
         &[
@@ -31,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "optim",
             "checkpoint",
             "interop",
+            "detect",
             "backend",
             "flow",
             "error",
@@ -38,8 +41,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "config",
-        &["data", "encode", "interop", "matching", "objective", "optim", "train", "error", "flow"],
+        &[
+            "data",
+            "encode",
+            "interop",
+            "matching",
+            "objective",
+            "optim",
+            "train",
+            "backend",
+            "error",
+            "flow",
+        ],
     ),
+    ("report", &["checkpoint", "config", "data", "detect", "flow", "error"]),
     ("lib", &["error"]),
 ];
 
@@ -178,7 +193,7 @@ fn every_operation_has_all_its_places() {
         if !bench.contains(&format!("\"{op}")) {
             missing.push(format!("a row \"{op}…\" in benches/ops/"));
         }
-        // `rows` copies: there is no rounding to compare, and a loop is oracle enough.
+        // `rows` copies, or adds products: a loop in f64 is oracle enough.
         if op != "rows" && !golden.contains(&format!("def {op}")) {
             missing.push(format!("def {op} in tests/golden/make_ops.py"));
         }

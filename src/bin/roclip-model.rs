@@ -2,16 +2,12 @@
 //! work is in [`roclip::interop`].
 
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use roclip::backend::Backend;
-use roclip::backend::cpu::Cpu;
-#[cfg(any(feature = "cuda", feature = "sim"))]
-use roclip::backend::cuda;
-use roclip::config::{DeviceName, NetworkArgs};
+use roclip::config::{DeviceName, NetworkArgs, Work};
 use roclip::data::loader::LoaderConfig;
 use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::tools::printable;
@@ -122,6 +118,9 @@ struct EmbedArgs {
     /// Embed both, and score every pair (the default)
     #[arg(long)]
     both: bool,
+    /// Write thumbnails.npy, too: pictures of 32 x 32 pixels, as roclip-detect reads them
+    #[arg(long, conflicts_with = "texts")]
+    thumbnails: bool,
     /// Bring rows to length 1
     #[arg(long)]
     normalize: bool,
@@ -198,24 +197,20 @@ fn run_inspect(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn run_embed(args: &EmbedArgs) -> Result<ExitCode> {
-    let done = match args.device {
-        DeviceName::Cpu => {
-            let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            embed_on(&Cpu::<f32>::new(args.threads.unwrap_or_else(cores))?, args)?
-        }
-        #[cfg(feature = "cuda")]
-        DeviceName::Cuda(number) => embed_on(&cuda::Gpu::new(cuda::Card::open(number)?)?, args)?,
-        #[cfg(feature = "sim")]
-        DeviceName::Sim => {
-            let emulator = cuda::Emulator::new(cuda::Mode::Eager, 0);
-            embed_on(&cuda::Gpu::new(emulator)?, args)?
-        }
-    };
+    let done = args.device.run(args.threads, args)?;
     for path in &done.files {
         say(path.display());
     }
     say(format!("{} rows; {}", done.rows, done.tally));
     Ok(ExitCode::SUCCESS)
+}
+
+impl Work for &EmbedArgs {
+    type Done = Embedded;
+
+    fn on<D: Backend>(self, device: D) -> Result<Embedded> {
+        embed_on(&device, self)
+    }
 }
 
 fn embed_on<D: Backend>(device: &D, args: &EmbedArgs) -> Result<Embedded> {
@@ -229,6 +224,7 @@ fn embed_on<D: Backend>(device: &D, args: &EmbedArgs) -> Result<Embedded> {
         out: args.out.clone(),
         what,
         normalize: args.normalize,
+        thumbnails: args.thumbnails,
         overwrite: args.force,
         batch_size: args.batch_size,
     };

@@ -1,31 +1,25 @@
 //! `roclip-train`: trains CLIP on shards. Flags become options, options become stages, stages run;
 //! the rest is in the library.
 
-use roclip::backend::cpu::Cpu;
-#[cfg(feature = "cuda")]
-use roclip::backend::cuda::Card;
-#[cfg(any(feature = "cuda", feature = "sim"))]
-use roclip::backend::cuda::Gpu;
-#[cfg(feature = "sim")]
-use roclip::backend::cuda::{Emulator, Mode};
 use roclip::backend::{Backend, Communicator, Device, HostAlloc, Solo};
-use roclip::config::{self, Args, Assembled, DeviceName, Parsed, Settings};
+use roclip::config::{self, Args, Assembled, Parsed, Settings, Work};
 use roclip::data::count::count_pairs;
 use roclip::data::loader::{Loader, LoaderConfig};
 use roclip::data::transform::TransformConfig;
-use roclip::encode::{ClipConfig, Keep};
-use roclip::error::{Error, Result, redact};
-use roclip::eval::ZeroShot;
+use roclip::encode::{self, ClipConfig, Embedder, EmbedderRoom, Keep};
+use roclip::error::{Error, Result, quoted, redact};
+use roclip::eval::attack::Attacks;
+use roclip::eval::{Templates, ZeroShot};
 use roclip::matching::PoolSize;
 use roclip::optim::{AdamWOptions, DecayRule};
 use roclip::train::log::Log;
+use roclip::train::objective::Objective;
 use roclip::train::plan::{EvaluationRoom, Planner};
 use roclip::train::recipe::Recipe;
 use roclip::train::run::{End, Run, RunOptions};
 use roclip::train::step::{StepOptions, Trainer};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -61,40 +55,30 @@ fn start() -> Result<ExitCode> {
         }
     };
     let assembled = config::assemble(&args, &settings)?;
-    match args.model.device {
-        DeviceName::Cpu => {
-            let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            run(
-                Cpu::<f32>::new(args.model.threads.unwrap_or_else(cores))?,
-                &args,
-                settings,
-                assembled,
-            )
-        }
-        #[cfg(feature = "cuda")]
-        DeviceName::Cuda(number) => run(Gpu::new(Card::open(number)?)?, &args, settings, assembled),
-        #[cfg(feature = "sim")]
-        DeviceName::Sim => {
-            run(Gpu::new(Emulator::new(Mode::Eager, 0))?, &args, settings, assembled)
-        }
-    }
+    args.model.device.run(args.model.threads, Job { args: &args, settings, assembled })
 }
 
 /// Plans or trains, as asked.
-fn run<D: Backend>(
-    device: D,
-    args: &Args,
+struct Job<'a> {
+    args: &'a Args,
     settings: Settings,
     assembled: Assembled,
-) -> Result<ExitCode> {
-    if args.run.plan {
-        print!("{}", plan(&device, args, assembled)?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let stop = stop_on_signals()?;
-    match train(device, Solo, args, settings, assembled, &stop)? {
-        End::Finished => Ok(ExitCode::SUCCESS),
-        End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
+}
+
+impl Work for Job<'_> {
+    type Done = ExitCode;
+
+    fn on<D: Backend>(self, device: D) -> Result<ExitCode> {
+        let Self { args, settings, assembled } = self;
+        if args.run.plan {
+            print!("{}", plan(&device, args, assembled)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let stop = stop_on_signals()?;
+        match train(device, Solo, args, settings, assembled, &stop)? {
+            End::Finished => Ok(ExitCode::SUCCESS),
+            End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
+        }
     }
 }
 
@@ -126,7 +110,7 @@ fn train<D: Backend, C: Communicator<D>>(
     let memory = HostAlloc::of(&device);
     let (loader, eval) =
         (LoaderConfig { memory: memory.clone(), ..loader }, LoaderConfig { memory, ..eval });
-    let zeroshot = open_zeroshot(args, eval)?;
+    let evaluation = Evaluation::open(args, eval)?;
     let loader = Loader::new(loader)?;
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
     identity.insert("shards".into(), shards);
@@ -143,15 +127,17 @@ fn train<D: Backend, C: Communicator<D>>(
     }
     let folder = args.run.logs.join(name(args));
     refuse_to_overwrite(args, &folder)?;
-    let has_pool = args.objective.objective.has_pool();
-    let pool_rows = if has_pool { args.objective.pool_size.resolve(pairs as usize)? } else { 0 };
+    let has_pool = args.objective.objective.pools() > 0;
+    let pool_rows = if has_pool { args.objective.pool_size().resolve(pairs as usize)? } else { 0 };
     let recipe = recipe(args, &config, (adamw, decay), pool_rows, steps_per_epoch);
-    let planner = planner::<D>(recipe.clone(), comm.world_size(), zeroshot.as_ref());
+    let embeds = evaluation.is_some() || separates(args);
+    let planner = planner::<D>(recipe.clone(), comm.world_size(), embeds);
     device.memory().map_or(Ok(()), |memory| planner.check(memory))?;
-    let mut parts = recipe.parts(&device, args.run.seed)?;
-    if let Some(pretrained) = pretrained {
-        parts.weights = pretrained.weights(&device)?;
-    }
+    let weights = match pretrained {
+        Some(pretrained) => pretrained.weights(&device)?,
+        None => encode::init(&device, &config, args.run.seed)?,
+    };
+    let parts = recipe.parts(&device, weights, args.run.seed)?;
     let mut log = open_log(&folder, &settings)?;
     log.info(format!("Running on {}", device.name()));
     let (parameters, memory) = (parts.model.params().values(), planner.plan()?.in_words());
@@ -163,8 +149,8 @@ fn train<D: Backend, C: Communicator<D>>(
     let options_of_run = run_options(args, &folder, pairs, identity, model_json);
     let trainer = Trainer::new(device, comm, parts, recipe.step)?;
     let mut run = Run::new(trainer, loader, options_of_run, log, stop)?;
-    if let Some(zeroshot) = &zeroshot {
-        run.evaluate = Some(Box::new(|trainer| measure(zeroshot, trainer)));
+    if let Some(evaluation) = &evaluation {
+        run.evaluate = Some(Box::new(|trainer| evaluation.measure(trainer)));
     }
     if let Some(from) = &args.run.resume {
         run.resume(from)?;
@@ -180,7 +166,7 @@ fn recipe(
     steps_per_epoch: u64,
 ) -> Recipe {
     let step = StepOptions {
-        objective: args.objective.objective,
+        objective: args.objective.objective(),
         match_every: args.objective.match_every,
         micro_batch: args.optim.batch_size,
         accum_freq: args.optim.accum_freq,
@@ -192,33 +178,72 @@ fn recipe(
     Recipe { model: model.clone(), keep, locks, pool_rows, adamw, decay, step }
 }
 
-fn planner<D: Device>(
-    recipe: Recipe,
-    world_size: usize,
-    zeroshot: Option<&ZeroShot>,
-) -> Planner<'_, D> {
-    let evaluation = zeroshot.map(|zeroshot| -> Box<EvaluationRoom<'_, D>> {
-        Box::new(|device, model| zeroshot.room(device, model).map(drop))
-    });
+/// Whether the objective looks at all pairs between epochs.
+fn separates(args: &Args) -> bool {
+    matches!(args.objective.objective, Objective::SafeClip(_))
+}
+
+fn planner<D: Device>(recipe: Recipe, world_size: usize, embeds: bool) -> Planner<'static, D> {
+    let room = |device: &_, model: &_| EmbedderRoom::new(device, model).map(drop);
+    let evaluation = embeds.then(|| -> Box<EvaluationRoom<'_, D>> { Box::new(room) });
     Planner { recipe, world_size, evaluation }
 }
 
 /// What `--plan` prints. Nothing is allocated, and no more is read than the number of pairs.
 fn plan<D: Backend>(device: &D, args: &Args, assembled: Assembled) -> Result<String> {
     let Assembled { model, loader, eval, adamw, decay, .. } = assembled;
-    let zeroshot = open_zeroshot(args, eval)?;
-    let pool_rows = match (args.objective.pool_size, args.data.train_num_samples) {
-        _ if !args.objective.objective.has_pool() => 0,
+    let embeds = Evaluation::open(args, eval)?.is_some() || separates(args);
+    let pool_rows = match (args.objective.pool_size(), args.data.train_num_samples) {
+        _ if args.objective.objective.pools() == 0 => 0,
         (PoolSize::Rows(rows), _) => rows,
         (share, Some(pairs)) => share.resolve(pairs as usize)?,
         (share, None) => share.resolve(pairs(args, &Loader::new(loader)?)? as usize)?,
     };
     let recipe = recipe(args, &model, (adamw, decay), pool_rows, 1);
-    planner(recipe, 1, zeroshot.as_ref()).report(device)
+    planner(recipe, 1, embeds).report(device)
 }
 
-fn open_zeroshot(args: &Args, base: LoaderConfig) -> Result<Option<ZeroShot>> {
-    args.data.zeroshot_data.as_ref().map(|dir| ZeroShot::open(dir, base)).transpose()
+/// What is measured during training.
+struct Evaluation {
+    zeroshot: ZeroShot,
+    attacks: Option<Attacks>,
+}
+
+impl Evaluation {
+    fn open(args: &Args, base: LoaderConfig) -> Result<Option<Self>> {
+        let Some(folder) = &args.data.zeroshot_data else { return Ok(None) };
+        let zeroshot = ZeroShot::open(folder, Templates::Folder, base.clone())?;
+        let attacks = args.data.attacks.as_ref().map(|manifest| {
+            let sample = Some(args.data.attack_pictures);
+            Attacks::open(manifest, (folder, zeroshot.prompts()), sample, &base)
+        });
+        let attacks = attacks.transpose()?;
+        Ok(Some(Self { zeroshot, attacks }))
+    }
+
+    /// Figures under the names of the log.
+    fn measure<D: Backend, C: Communicator<D>>(
+        &self,
+        trainer: &mut Trainer<D, C>,
+    ) -> Result<BTreeMap<String, f64>> {
+        let (device, model, weights) = trainer.for_eval();
+        let mut embedder = Embedder::new(device, model, weights)?;
+        let classifier = self.zeroshot.classifier(&mut embedder)?;
+        let accuracy = self.zeroshot.evaluate(&mut embedder, &classifier)?;
+        let [top1, _, top5, _] = accuracy.top.map(|share| share.value());
+        let mut figures = BTreeMap::from([
+            ("zeroshot-top1".to_owned(), top1),
+            ("zeroshot-top5".to_owned(), top5),
+            ("zeroshot-chance".to_owned(), 1.0 / classifier.classes() as f64),
+        ]);
+        if let Some(attacks) = &self.attacks {
+            for (name, success) in attacks.evaluate(&mut embedder, &classifier)? {
+                let metrics = success.metrics(&name, accuracy.top1(), None);
+                figures.extend(metrics.into_iter().map(|metric| (metric.name, metric.value)));
+            }
+        }
+        Ok(figures)
+    }
 }
 
 /// A run's folder holds what someone trained: a second run of that name must resume it, or be
@@ -232,20 +257,6 @@ fn refuse_to_overwrite(args: &Args, folder: &Path) -> Result<()> {
         got: format!("{} holds a run already", folder.display()),
         expected: "a new name, or --resume latest to continue that run".into(),
     })
-}
-
-/// Zero-shot figures under the names of the log.
-fn measure<D: Backend, C: Communicator<D>>(
-    zeroshot: &ZeroShot,
-    trainer: &mut Trainer<D, C>,
-) -> Result<BTreeMap<String, f64>> {
-    let (device, model, weights) = trainer.for_eval();
-    let accuracy = zeroshot.evaluate(device, model, weights)?;
-    Ok(BTreeMap::from([
-        ("zeroshot-top1".to_owned(), accuracy.top1),
-        ("zeroshot-top5".to_owned(), accuracy.top5),
-        ("zeroshot-chance".to_owned(), 1.0 / accuracy.classes as f64),
-    ]))
 }
 
 /// Pairs of one epoch: as declared, or counted by a pass over the headers.
@@ -293,6 +304,7 @@ fn run_options(
         delete_previous: args.run.delete_previous_checkpoint,
         max_nonfinite: args.run.max_nonfinite_steps,
         eval_frequency: args.data.zeroshot_frequency,
+        record_matches: !args.run.no_record_matches,
         identity,
         model_json,
         resume_command: resume_command(std::env::args(), folder),
@@ -307,22 +319,13 @@ fn resume_command(mut given: impl Iterator<Item = String>, folder: &Path) -> Str
         match word.as_str() {
             "--resume" | "--name" => drop(given.next()),
             w if w.starts_with("--resume=") || w.starts_with("--name=") => {}
-            _ => words.push(quoted(redact(&word))),
+            _ => words.push(quoted(&redact(&word))),
         }
     }
     let name = folder.file_name().map(PathBuf::from).unwrap_or_default();
-    words.extend(["--name".into(), quoted(name.display().to_string())]);
+    words.extend(["--name".into(), quoted(&name.display().to_string())]);
     words.extend(["--resume".into(), "latest".into()]);
     words.join(" ")
-}
-
-/// A word as a shell reads it back.
-fn quoted(word: String) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,%+@".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word;
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

@@ -95,13 +95,24 @@ pub fn publish(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()
 /// [`Error::Io`] where the system refuses (a full disk, a read-only folder); `path` is untouched.
 pub fn write(path: &Path, state: &State) -> Result<()> {
     let values = serde_json::Value::Object(state.values.clone().into_iter().collect()).to_string();
+    let entries = [(DIGEST.to_owned(), digest(state, &values)), (VALUES.to_owned(), values)];
+    let views: Vec<_> = state.tensors.iter().map(|(name, tensor)| (name, Floats(tensor))).collect();
+    write_tensors(path, views, HashMap::from(entries))
+}
+
+/// Writes tensors by name, and `metadata` beside them, atomically.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_tensors<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (S, V)>,
+    mut metadata: HashMap<String, String>,
+) -> Result<()> {
     // Older readers refuse a file that does not say which framework's tensors it holds.
-    let format = ("format".to_owned(), "pt".to_owned());
-    let digest = (DIGEST.to_owned(), digest(state, &values));
-    let metadata = HashMap::from([format, digest, (VALUES.to_owned(), values)]);
+    metadata.insert("format".into(), "pt".into());
     publish(path, |scratch| {
-        let views = state.tensors.iter().map(|(name, tensor)| (name, Floats(tensor)));
-        safetensors::serialize_to_file(views, Some(metadata), scratch).map_err(|e| Error::Io {
+        safetensors::serialize_to_file(tensors, Some(metadata), scratch).map_err(|e| Error::Io {
             action: "write",
             path: scratch.to_owned(),
             source: std::io::Error::other(e),

@@ -13,8 +13,8 @@ use crate::data::transform::{Augment, Fidelity, TransformConfig};
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
 use crate::interop::{Model, Options};
-use crate::matching::Objective;
 use crate::optim::{AdamWOptions, DecayRule, Schedule, ScheduleKind};
+use crate::train::objective::Objective;
 use std::sync::Arc;
 
 /// The options of every stage, and what the user should be told about them.
@@ -76,13 +76,14 @@ pub fn assemble(args: &Args, settings: &Settings) -> Result<Assembled> {
         None => ClipConfig::load(&args.model.name())?,
     };
     model.check_locks(args.model.locks())?;
-    let objective = args.objective.objective;
+    let objective = args.objective.objective();
     let mut notes = Vec::new();
     let eda = eda(args, &mut notes)?;
     let identity = identity(args, settings, eda.as_ref());
     let loader = loader(args, &model, eda)?;
     let eval = LoaderConfig {
         mode: Mode::Eval,
+        views: 1,
         sampling: Sampling::Once,
         exclude: None,
         fields: Fields { captions: Captions::None, labels: Labels::Cls, ..loader.fields.clone() },
@@ -105,6 +106,18 @@ fn identity(args: &Args, settings: &Settings, eda: Option<&Eda>) -> Settings {
     }
     if locks.text.is_some() {
         names.extend(["lock_text", "lock_text_unlocked_layers"]);
+    }
+    match args.objective.objective {
+        Objective::CyClip(_) => names.extend(["cyclip_in_modal", "cyclip_cross_modal"]),
+        Objective::CleanClip { .. } => names.extend(["cleanclip_clip", "cleanclip_unimodal"]),
+        Objective::SafeClip(_) => names.extend([
+            "safeclip_warmup_epochs",
+            "safeclip_lr_factor",
+            "safeclip_threshold",
+            "safeclip_growth",
+            "safeclip_most",
+        ]),
+        _ => {}
     }
     let setting = |name: &str| Some((name.to_owned(), settings.get(name)?.clone()));
     let mut identity: Settings = names.into_iter().filter_map(setting).collect();
@@ -164,7 +177,7 @@ fn sampling(data: &DataArgs) -> Sampling {
 }
 
 fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderConfig> {
-    let (data, objective) = (&args.data, args.objective.objective);
+    let (data, objective) = (&args.data, args.objective.objective());
     let captions = match &data.json_text_key {
         Some(field) => Captions::JsonField(field.clone()),
         None => Captions::Text(data.text_key.clone()),
@@ -189,11 +202,13 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },
         decode_limits: DecodeLimits { max_pixels: data.max_image_pixels, ..Default::default() },
         transform: transform(args, model.vision_cfg.image_size())?,
-        mode: Mode::Train,
+        mode: if objective.first_view_is_plain() { Mode::Eval } else { Mode::Train },
+        views: objective.views(),
         text: TextOptions {
             tokenizer: Tokenizer::clip().with_truncation(truncation),
             context_length: model.text_cfg.context_length,
             eda,
+            lines: false,
             augmentation,
         },
         ..LoaderConfig::default()

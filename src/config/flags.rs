@@ -1,14 +1,15 @@
 //! The flags themselves: names, defaults, units.
 
+use super::device::DeviceName;
 use crate::data::source::{CacheOptions, SourceOptions};
 use crate::error::{Error, Result};
 use crate::flow::Locks;
-use crate::matching::{Objective, PoolSize};
+use crate::matching::PoolSize;
+use crate::objective::CyclicWeights;
 use crate::optim::ScheduleKind;
+use crate::train::objective::{Objective, SafeClip};
 use clap::{Args as ClapArgs, Parser, ValueEnum};
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
@@ -137,6 +138,13 @@ pub struct DataArgs {
     /// test/*.tar) on which zero-shot accuracy is measured during training
     #[arg(long, value_name = "DIR")]
     pub zeroshot_data: Option<PathBuf>,
+    /// attacks.json of a poisoned data set (`roclip-poison`), or its directory: after every
+    /// zero-shot evaluation its attacks are tried, too
+    #[arg(long, value_name = "FILE|DIR", requires = "zeroshot_data")]
+    pub attacks: Option<PathBuf>,
+    /// Test pictures that each trigger is stamped on, the same ones every time
+    #[arg(long, default_value_t = 1000, value_name = "PICTURES")]
+    pub attack_pictures: u64,
     /// Epochs between two zero-shot evaluations; 0 for only one at the end
     #[arg(long, default_value_t = 1, value_name = "EPOCHS")]
     pub zeroshot_frequency: u64,
@@ -268,70 +276,81 @@ impl ModelArgs {
     }
 }
 
-/// A device as `--device` names it, in PyTorch's words. A build knows only those it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceName {
-    /// The CPU.
-    Cpu,
-    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts.
-    #[cfg(feature = "cuda")]
-    Cuda(usize),
-    /// An emulated GPU, for tests.
-    #[cfg(feature = "sim")]
-    Sim,
-}
-
-impl FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "cpu" => return Ok(Self::Cpu),
-            #[cfg(feature = "sim")]
-            "sim" => return Ok(Self::Sim),
-            _ => {}
-        }
-        let number = match name.split_once(':') {
-            None if name == "cuda" => Some(0),
-            Some(("cuda", number)) => number.parse::<usize>().ok(),
-            _ => None,
-        };
-        match number {
-            None => Err("expected cpu, cuda or cuda:N".into()),
-            #[cfg(feature = "cuda")]
-            Some(number) => Ok(Self::Cuda(number)),
-            #[cfg(not(feature = "cuda"))]
-            Some(_) => Err("this build has no CUDA engine; build it with --features cuda".into()),
-        }
-    }
-}
-
-impl fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            #[cfg(feature = "sim")]
-            Self::Sim => f.write_str("sim"),
-        }
-    }
-}
-
 /// Flags under "Objective".
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Objective")]
 pub struct ObjectiveArgs {
     /// clip: no defence; roclip: RoCLIP with the flaws of the released code repaired; paper: as
-    /// published; official: as released, flaws included
-    #[arg(long, default_value_t = Objective::RoClip, value_name = "clip|roclip|paper|official")]
+    /// published; official: as released, flaws included; cyclip: CyCLIP; cleanclip: CleanCLIP,
+    /// which fine-tunes --pretrained weights on trusted pairs; safeclip: SafeCLIP
+    #[arg(long, default_value_t = Objective::RoClip,
+          value_name = "clip|roclip|paper|official|cyclip|cleanclip|safeclip")]
     pub objective: Objective,
-    /// Captions in the pool: a number, or a share of the data (`2%`)
-    #[arg(long, default_value = "2%", value_name = "CAPTIONS|PERCENT")]
-    pub pool_size: PoolSize,
+    /// Captions in the pool: a number, or a share of the data (`2%`); safeclip has a pool of
+    /// pictures as large [default: 2%, with safeclip 256]
+    #[arg(long, value_name = "CAPTIONS|PERCENT")]
+    pub pool_size: Option<PoolSize>,
     /// Match images to the pool in every K-th epoch; smaller is safer and costs accuracy
     #[arg(long, default_value_t = 2, value_name = "K")]
     pub match_every: u64,
+    /// cyclip: weight of the consistency within images and within captions
+    #[arg(long, default_value_t = 0.25, value_name = "WEIGHT")]
+    pub cyclip_in_modal: f64,
+    /// cyclip: weight of the consistency between images and captions
+    #[arg(long, default_value_t = 0.25, value_name = "WEIGHT")]
+    pub cyclip_cross_modal: f64,
+    /// cleanclip: weight of CLIP's loss, between pairs that are not augmented
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
+    pub cleanclip_clip: f64,
+    /// cleanclip: weight of the losses within images and within captions, between each as it is and
+    /// augmented
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
+    pub cleanclip_unimodal: f64,
+    /// safeclip: epochs at first in which pictures and captions are learned from apart
+    #[arg(long, default_value_t = SafeClip::AUTHORS.warmup_epochs, value_name = "EPOCHS")]
+    pub safeclip_warmup_epochs: u64,
+    /// safeclip: learning rate of the one epoch of CLIP's loss that follows, as a part of --lr
+    #[arg(long, default_value_t = SafeClip::AUTHORS.lr_factor, value_name = "FACTOR")]
+    pub safeclip_lr_factor: f64,
+    /// safeclip: a pair is safe if it belongs to the more similar of two groups with a probability
+    /// above this; all others are risky
+    #[arg(long, default_value_t = SafeClip::AUTHORS.threshold, value_name = "PROBABILITY")]
+    pub safeclip_threshold: f64,
+    /// safeclip: share of all pairs that joins the safe ones in each epoch, the most similar first
+    #[arg(long, default_value_t = SafeClip::AUTHORS.growth, value_name = "SHARE")]
+    pub safeclip_growth: f64,
+    /// safeclip: largest share of all pairs that may be safe
+    #[arg(long, default_value_t = SafeClip::AUTHORS.most, value_name = "SHARE")]
+    pub safeclip_most: f64,
+}
+
+impl ObjectiveArgs {
+    /// What is minimised, with the weights that were asked for.
+    pub fn objective(&self) -> Objective {
+        match self.objective {
+            Objective::CyClip(_) => Objective::CyClip(CyclicWeights {
+                in_modal: self.cyclip_in_modal,
+                cross_modal: self.cyclip_cross_modal,
+            }),
+            Objective::CleanClip { .. } => Objective::CleanClip {
+                clip: self.cleanclip_clip,
+                unimodal: self.cleanclip_unimodal,
+            },
+            Objective::SafeClip(_) => Objective::SafeClip(SafeClip {
+                warmup_epochs: self.safeclip_warmup_epochs,
+                lr_factor: self.safeclip_lr_factor,
+                threshold: self.safeclip_threshold,
+                growth: self.safeclip_growth,
+                most: self.safeclip_most,
+            }),
+            plain => plain,
+        }
+    }
+
+    /// The size of a pool: as asked for, or as the objective's authors have it.
+    pub fn pool_size(&self) -> PoolSize {
+        self.pool_size.unwrap_or(self.objective.pool_size())
+    }
 }
 
 /// Flags under "Optimiser".
@@ -416,6 +435,10 @@ pub struct RunArgs {
     /// Remove the checkpoint of the epoch before once a new one is written
     #[arg(long)]
     pub delete_previous_checkpoint: bool,
+    /// Do not write matches/epoch_N.npy: of every pair trained on, how similar its picture is to
+    /// its own caption and to the pool's nearest, and whose that is; 24 bytes a pair and epoch
+    #[arg(long)]
+    pub no_record_matches: bool,
     /// Steps between two lines of the log
     #[arg(long, default_value_t = 100, value_name = "STEPS")]
     pub log_every_n_steps: u64,

@@ -4,16 +4,21 @@
 //! TOML keys; the command line overrides it.
 
 mod assemble;
+mod device;
 mod flags;
+mod of_run;
 
 pub use assemble::{Assembled, assemble, schedule};
-pub use flags::{Args, DeviceName, NetworkArgs};
+pub use device::{DeviceName, Work, cores};
+pub use flags::{Args, NetworkArgs};
+pub use of_run::loader_of_run;
 
 use flags::at_least_one;
 
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result, redact};
 use crate::optim::ScheduleKind;
+use crate::train::objective::Objective;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -50,8 +55,10 @@ pub fn parse(command_line: impl IntoIterator<Item = OsString>) -> Result<Parsed>
         .and_then(|m| Ok((Args::from_arg_matches(&m)?, settings(&m))));
     match parsed {
         Ok((args, mut settings)) => {
-            // A run is the same run whether its model was named or is the default.
+            // A run is the same run whether its model or pool was named or is the default.
             settings.entry("model".into()).or_insert_with(|| redact(&args.model.name()));
+            let pool_size = args.objective.pool_size().to_string();
+            settings.entry("pool_size".into()).or_insert(pool_size);
             check(&args).map(|()| Parsed::Run(Box::new(args), settings))
         }
         Err(stop) => Ok(Parsed::Print(stop.render().to_string(), stop.exit_code())),
@@ -161,6 +168,12 @@ fn check(args: &Args) -> Result<()> {
         rule(x.is_finite() && x >= 0.0, flag, x.to_string(), "a finite number, 0 or above")
     };
     positive("--lr", o.lr)?;
+    let weights = &args.objective;
+    not_negative("--cyclip-in-modal", weights.cyclip_in_modal)?;
+    not_negative("--cyclip-cross-modal", weights.cyclip_cross_modal)?;
+    not_negative("--cleanclip-clip", weights.cleanclip_clip)?;
+    not_negative("--cleanclip-unimodal", weights.cleanclip_unimodal)?;
+    check_safeclip(args)?;
     assemble::adamw(args).check()?;
     not_negative("--lr-cooldown-end", o.lr_cooldown_end)?;
     positive("--lr-cooldown-power", o.lr_cooldown_power)?;
@@ -177,6 +190,38 @@ fn check(args: &Args) -> Result<()> {
     let name = args.run.name.as_deref().unwrap_or("x");
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
     rule(plain, "--name", format!("{name:?}"), "a plain folder name, without / and leading dot")
+}
+
+/// SafeCLIP's shares are shares, and it has epochs enough to tell pairs apart and use it.
+fn check_safeclip(args: &Args) -> Result<()> {
+    let (o, epochs) = (&args.objective, args.optim.epochs);
+    let wrong = |flag: &str, got: String, expected: String| {
+        Err(Error::Option { flag: flag.into(), got, expected })
+    };
+    for (flag, share) in [
+        ("--safeclip-lr-factor", o.safeclip_lr_factor),
+        ("--safeclip-threshold", o.safeclip_threshold),
+        ("--safeclip-growth", o.safeclip_growth),
+        ("--safeclip-most", o.safeclip_most),
+    ] {
+        if !(0.0..=1.0).contains(&share) {
+            return wrong(flag, share.to_string(), "a number from 0 to 1".into());
+        }
+    }
+    if !matches!(o.objective, Objective::SafeClip(_)) {
+        return Ok(());
+    }
+    if o.safeclip_warmup_epochs.saturating_add(1) >= epochs {
+        let got = format!("{} of {epochs} epochs", o.safeclip_warmup_epochs);
+        let expected = "at least 2 less than --epochs: pairs are told apart after one more epoch, \
+                        and then trained on as what they are";
+        return wrong("--safeclip-warmup-epochs", got, expected.into());
+    }
+    if args.data.dataset_resampled {
+        let expected = "nothing with --objective safeclip, whose epochs have every pair once";
+        return wrong("--dataset-resampled", "the flag".into(), expected.into());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 /// A file under a temporary name beside its place; dropped before [`commit`](Self::commit), it is
 /// gone.
 #[derive(Debug)]
-pub(super) struct AtomicFile {
+pub(crate) struct AtomicFile {
     path: PathBuf,
     temporary: PathBuf,
     file: Option<BufWriter<File>>,
@@ -21,7 +21,7 @@ pub(super) struct AtomicFile {
 
 impl AtomicFile {
     /// Begins a file that will stand at `path`.
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -33,7 +33,7 @@ impl AtomicFile {
     }
 
     /// Puts the file in its place, in place of one that was there.
-    pub(super) fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(mut self) -> Result<()> {
         let file = self.file.take().expect("there until it is committed or dropped");
         let written = file.into_inner().map_err(io::IntoInnerError::into_error);
         let written = written.and_then(|file| file.sync_all());

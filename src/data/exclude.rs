@@ -21,10 +21,10 @@ const LINE_BYTES: usize = 64 << 10;
 /// A key by its hash: 16 bytes, however long it is. Of a billion keys two share the first 128 bits
 /// of a SHA-256 with a chance of 10⁻²⁰, and nobody can make two that do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct KeyHash([u8; 16]);
+pub(crate) struct KeyHash([u8; 16]);
 
 impl KeyHash {
-    pub(super) fn of(key: &str) -> Self {
+    pub(crate) fn of(key: &str) -> Self {
         let digest = Sha256::digest(key.as_bytes());
         Self(digest[..16].try_into().expect("a SHA-256 has 32 bytes"))
     }

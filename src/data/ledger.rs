@@ -1,6 +1,6 @@
 //! What was not delivered, and why: one line for each pair skipped and each shard damaged.
 //!
-//! The sum closes, always: `seen = delivered + skipped + left over + other ranks'`.
+//! The sum closes, always: `seen = delivered + skipped + not asked for + left over + other ranks'`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -46,6 +46,8 @@ pub enum Reason {
     DuplicateMember,
     /// The pair is on the list of those to be left out.
     Excluded,
+    /// The pair is for another part of the epoch, or not evaluated: counted, never written down.
+    NotAskedFor,
     /// No image member.
     MissingImage,
     /// No caption member, or no caption field in the json.
@@ -196,6 +198,9 @@ pub struct Tally {
     pub delivered: u64,
     /// Pairs on the ledger.
     pub skipped: u64,
+    /// Pairs that nobody asked for here ([`Reason::NotAskedFor`]).
+    #[serde(default)]
+    pub not_asked_for: u64,
     /// Good pairs that did not fill a last batch (`drop_last`).
     pub left_over: u64,
     /// Pairs that belong to other ranks.
@@ -211,13 +216,17 @@ pub struct Tally {
 impl Tally {
     /// Whether every pair seen is accounted for.
     pub fn closes(&self) -> bool {
-        self.seen == self.delivered + self.skipped + self.left_over + self.other_ranks
+        let others = self.left_over + self.other_ranks + self.not_asked_for;
+        self.seen == self.delivered + self.skipped + others
             && self.skipped == self.reasons.values().sum::<u64>()
     }
 
-    /// Counts an entry; the pair it may stand for becomes seen and skipped.
+    /// Counts an entry; the pair it may stand for becomes seen, and skipped or not asked for.
     pub fn count(&mut self, entry: &Entry) {
-        if entry.is_pair() {
+        if entry.reason == Reason::NotAskedFor {
+            self.seen += 1;
+            self.not_asked_for += 1;
+        } else if entry.is_pair() {
             self.seen += 1;
             self.skipped += 1;
             *self.reasons.entry(entry.reason).or_default() += 1;
@@ -236,6 +245,9 @@ impl std::fmt::Display for Tally {
         };
         write!(f, "seen {}, delivered {}", self.seen, self.delivered)?;
         write!(f, ", skipped {}{}", self.skipped, list(&self.reasons))?;
+        if self.not_asked_for > 0 {
+            write!(f, ", not asked for {}", self.not_asked_for)?;
+        }
         if self.left_over > 0 {
             write!(f, ", left over {}", self.left_over)?;
         }

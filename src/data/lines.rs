@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 /// Reads a text file line by line.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     input: BufReader<File>,
     path: PathBuf,
     /// Longest line, in bytes.
@@ -18,13 +18,13 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn open(path: &Path, limit: usize) -> Result<Self> {
+    pub(crate) fn open(path: &Path, limit: usize) -> Result<Self> {
         let input = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
         Ok(Self { input, path: path.into(), limit, number: 0, line: Vec::new() })
     }
 
     /// The next line without its end (LF or CRLF) and without a byte-order mark.
-    pub(super) fn next(&mut self) -> Result<Option<&[u8]>> {
+    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>> {
         self.line.clear();
         let most = self.limit as u64 + 2;
         let read = (&mut self.input).take(most).read_until(b'\n', &mut self.line);
@@ -42,16 +42,16 @@ impl Lines {
     }
 
     /// What is wrong with the line read last.
-    pub(super) fn wrong(&self, what: impl std::fmt::Display) -> Error {
+    pub(crate) fn wrong(&self, what: impl std::fmt::Display) -> Error {
         wrong_line(&self.path, self.number, what)
     }
 
     /// The line read last, as JSON.
-    pub(super) fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+    pub(crate) fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.line).map_err(|e| self.wrong(e))
     }
 }
 
-pub(super) fn wrong_line(path: &Path, number: u64, what: impl std::fmt::Display) -> Error {
+pub(crate) fn wrong_line(path: &Path, number: u64, what: impl std::fmt::Display) -> Error {
     Error::Format { path: path.into(), reason: format!("line {number}: {what}") }
 }

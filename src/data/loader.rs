@@ -21,7 +21,9 @@ mod read;
 mod sequence;
 mod share;
 mod stats;
+mod text;
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,12 +35,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::decode::DecodeLimits;
 use super::exclude::Exclusions;
 use super::ledger::Entry;
+use super::picture::PictureEdit;
 use super::pool::BufferPool;
 use super::sample::{Captions, Fields};
 use super::shard::ShardLimits;
 use super::source::{Shard, SourceOptions, fingerprint, list_patterns};
-use super::text::eda::Eda;
-use super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
 use super::transform::{Augment, Transform, TransformConfig};
 use crate::error::{Error, Result};
 use crate::flow::{Batch, HostAlloc};
@@ -52,6 +53,7 @@ use stats::{Clocks, add_since};
 
 pub use order::{Cursor, Held, Position, Sampling};
 pub use stats::Stats;
+pub use text::{CaptionAugmentation, TextOptions};
 
 /// Assembled batches that wait for the consumer.
 const READY_BATCHES: usize = 1;
@@ -70,42 +72,6 @@ pub enum Mode {
     Train,
     /// Resize, centre crop, the caption as it is.
     Eval,
-}
-
-/// When captions are augmented (in [`Mode::Train`], if there is an [`Eda`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CaptionAugmentation {
-    /// Never.
-    Off,
-    /// Anew in every epoch.
-    #[default]
-    FreshEachEpoch,
-    /// Once: every epoch sees the same augmented caption, that of epoch 0.
-    OncePerRun,
-}
-
-/// What becomes of captions.
-#[derive(Clone, Debug)]
-pub struct TextOptions {
-    /// Turns captions to tokens; it also knows how to cut long ones.
-    pub tokenizer: Tokenizer,
-    /// Most tokens of a caption. Default 77.
-    pub context_length: usize,
-    /// Augments captions. Default none.
-    pub eda: Option<Eda>,
-    /// When it does. Default in every epoch anew.
-    pub augmentation: CaptionAugmentation,
-}
-
-impl Default for TextOptions {
-    fn default() -> Self {
-        Self {
-            tokenizer: Tokenizer::clip(),
-            context_length: CONTEXT_LENGTH,
-            eda: None,
-            augmentation: CaptionAugmentation::default(),
-        }
-    }
 }
 
 /// What a [`Loader`] is made of. Names as in open_clip and webdataset.
@@ -131,6 +97,11 @@ pub struct LoaderConfig {
     pub shuffle_bytes: u64,
     /// Pairs to be left out; they are skipped and ledgered. Default none.
     pub exclude: Option<Arc<Exclusions>>,
+    /// Pairs to be taken, by [`SampleId::stream`](crate::flow::SampleId::stream); all others are
+    /// passed over and counted. Default all.
+    pub only: Option<Arc<HashSet<u64>>>,
+    /// Pairs to be passed over and counted, likewise. Default none.
+    pub except: Option<Arc<HashSet<u64>>>,
     /// Which members make a pair.
     pub fields: Fields,
     /// What a shard may cost.
@@ -141,6 +112,10 @@ pub struct LoaderConfig {
     pub transform: TransformConfig,
     /// Train or evaluate. Default train.
     pub mode: Mode,
+    /// What is done first to every decoded picture, in [`Mode::Eval`]. Default nothing.
+    pub edit: Option<PictureEdit>,
+    /// Views of a pair, 1 or 2: as it is alone, and augmented by draws of its own. Default 1.
+    pub views: usize,
     /// What is done to captions.
     pub text: TextOptions,
     /// Whether pairs that do not fill a last batch are left over. Default true; evaluation wants
@@ -171,11 +146,15 @@ impl Default for LoaderConfig {
             shuffle: 5000,
             shuffle_bytes: 1 << 30,
             exclude: None,
+            only: None,
+            except: None,
             fields: Fields::default(),
             shard_limits: ShardLimits::default(),
             decode_limits: DecodeLimits::default(),
             transform: TransformConfig::new(224, Augment::clip()),
             mode: Mode::Train,
+            edit: None,
+            views: 1,
             text: TextOptions::default(),
             drop_last: true,
             memory: HostAlloc::default(),
@@ -201,6 +180,10 @@ impl LoaderConfig {
         }
         if let Sampling::Resampled { pairs: Some(0), .. } = self.sampling {
             return wrong("--train-num-samples", "0".into(), "the pairs of an epoch, 1 or more");
+        }
+        if !(1..=2).contains(&self.views) || (self.views > 1 && !self.drop_last) {
+            let got = format!("{} with drop_last {}", self.views, self.drop_last);
+            return wrong("views", got, "1, or 2 and no batch that is not full");
         }
         if self.rank >= self.world_size {
             let got = format!("rank {} of {}", self.rank, self.world_size);
@@ -243,7 +226,7 @@ impl Loader {
     pub fn new(config: LoaderConfig) -> Result<Self> {
         config.validate()?;
         let lists = list_patterns(&config.shards, &config.source)?;
-        let weights = shard_weights(&config.sampling, &lists)?;
+        let weights = config.sampling.weights(&lists)?;
         let shards: Arc<[Shard]> = lists.concat().into();
         let transform = Arc::new(Transform::new(config.transform.clone())?);
         let is_rereadable = shards.iter().all(Shard::is_rereadable);
@@ -259,6 +242,26 @@ impl Loader {
             pairs.get_or_insert(count);
         }
         self
+    }
+
+    /// A loader of the same shards that reads them otherwise. `change` leaves the list of shards,
+    /// the sampling and the transform as they are.
+    ///
+    /// # Errors
+    /// A field is out of range.
+    pub fn varied(&self, change: impl FnOnce(&mut LoaderConfig)) -> Result<Self> {
+        let mut config = Arc::clone(&self.config);
+        change(Arc::make_mut(&mut config));
+        config.validate()?;
+        Ok(Self {
+            config,
+            shards: Arc::clone(&self.shards),
+            weights: self.weights.clone(),
+            transform: Arc::clone(&self.transform),
+            pool: Arc::clone(&self.pool),
+            is_rereadable: self.is_rereadable,
+            is_consumed: AtomicBool::new(self.is_consumed.load(Ordering::Relaxed)),
+        })
     }
 
     /// The shards, in listed order.
@@ -360,26 +363,6 @@ impl Loader {
             next: Mutex::new((start.cursor.turn, Some(turns_in))),
         }
     }
-}
-
-/// The weight of each shard: that of its pattern. Empty where shards are not drawn.
-fn shard_weights(sampling: &Sampling, lists: &[Vec<Shard>]) -> Result<Vec<f64>> {
-    let Sampling::Resampled { weights, .. } = sampling else { return Ok(Vec::new()) };
-    let fits = weights.is_empty() || weights.len() == lists.len();
-    let valid = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
-    if !fits || !valid || (!weights.is_empty() && weights.iter().sum::<f64>() <= 0.0) {
-        return Err(Error::Option {
-            flag: "--train-data-upsampling-factors".into(),
-            got: format!("{weights:?}"),
-            expected: format!("{} numbers joined by `::`, one for each pattern", lists.len()),
-        });
-    }
-    let weight = |at: usize| weights.get(at).copied().unwrap_or(1.0);
-    Ok(lists
-        .iter()
-        .enumerate()
-        .flat_map(|(at, list)| list.iter().map(move |_| weight(at)))
-        .collect())
 }
 
 /// The batches of one epoch. Dropping it ends its threads.

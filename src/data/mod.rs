@@ -3,8 +3,8 @@
 // What the stages share.
 pub mod ledger;
 pub mod pool;
-mod atomic;
-mod lines;
+pub(crate) mod atomic;
+pub(crate) mod lines;
 
 // Shards to pairs.
 pub mod source;

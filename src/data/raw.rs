@@ -1,10 +1,14 @@
 //! Samples with all their members, whatever these are: for copying, not for training.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::ledger::{Fault, Reason};
 use super::sample::split_name;
+use super::shard::{ShardLimits, ShardReader};
+use super::source::Shard;
 use super::tar::{Event, Input, Member, TarReader, io_fault};
+use crate::error::Result;
 
 /// Most bytes that the members of one sample may have together.
 const SAMPLE_BYTES: u64 = 256 << 20;
@@ -29,6 +33,34 @@ pub enum RawFound {
     Skipped(String, u64, Fault),
     /// Damage at a byte of the shard.
     Damage(u64, Fault),
+}
+
+/// Hands the samples of a shard that can be read whole to `work`, in order; what is wrong with
+/// others, or with the shard, is counted.
+///
+/// # Errors
+/// Those of `work`.
+pub fn each_sample(
+    shard: &Shard,
+    limits: &ShardLimits,
+    faults: &mut BTreeMap<Reason, u64>,
+    mut work: impl FnMut(RawSample) -> Result<()>,
+) -> Result<()> {
+    let mut count = |fault: Fault| *faults.entry(fault.reason).or_default() += 1;
+    let input = match ShardReader::open(shard, limits, Arc::default()) {
+        Ok(input) => input,
+        Err(fault) => {
+            count(fault);
+            return Ok(());
+        }
+    };
+    for found in RawReader::new(input, limits.skip_bytes) {
+        match found {
+            RawFound::Sample(sample) => work(sample)?,
+            RawFound::Skipped(_, _, fault) | RawFound::Damage(_, fault) => count(fault),
+        }
+    }
+    Ok(())
 }
 
 /// Iterates over the samples of a shard. Members that belong to no sample (no dot in their name,

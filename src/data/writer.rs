@@ -183,6 +183,12 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// Path that the shard written to last has, or will have once it is complete.
+    pub fn path(&self) -> Option<&Path> {
+        let open = self.open.as_ref().map(|open| &open.path);
+        open.or(self.written.last().map(|shard| &shard.path)).map(PathBuf::as_path)
+    }
+
     /// Completes the last shard and tells which were written, in order.
     ///
     /// # Errors
@@ -192,7 +198,11 @@ impl ShardWriter {
         Ok(self.written)
     }
 
-    fn close(&mut self) -> Result<()> {
+    /// Completes the shard that is open, if one is; the next sample begins another.
+    ///
+    /// # Errors
+    /// The shard cannot be written.
+    pub fn close(&mut self) -> Result<()> {
         let Some(Open { mut output, path, samples, .. }) = self.open.take() else { return Ok(()) };
         finish(&mut output).map_err(Error::io("write", &path))?;
         let file = match output {

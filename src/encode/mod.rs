@@ -19,8 +19,10 @@ pub mod bottleneck;
 pub mod attention_pool;
 pub mod resnet;
 pub mod text;
+pub mod embedder;
 
 pub use config::{ClipConfig, VisionConfig};
+pub use embedder::{Embedder, EmbedderRoom};
 pub use transformer::Keep;
 
 use self::batchnorm::Norms;
@@ -457,7 +459,14 @@ pub fn params(config: &ClipConfig) -> Result<ParamTable> {
 /// [`crate::Error::Option`] where the configuration cannot be built; [`crate::Error::Device`] where
 /// memory does not suffice.
 pub fn init<D: Device>(device: &D, config: &ClipConfig, seed: u64) -> Result<D::Weights> {
-    let values = init::values(&params(config)?, config, seed);
+    weights(device, &init::values(&params(config)?, config, seed))
+}
+
+/// Parameters and buffers with the given values, on the device.
+///
+/// # Errors
+/// [`crate::Error::Device`] where memory does not suffice.
+pub fn weights<D: Device>(device: &D, values: &[f32]) -> Result<D::Weights> {
     let values: Vec<D::Acc> = values.iter().map(|&v| Float::from_f64(f64::from(v))).collect();
     device.weights(&values)
 }

@@ -1,18 +1,21 @@
-//! Arrays of f32 rows on disk, written as they come: `.npy` files, or one safetensors file.
+//! Arrays of rows on disk, written as they come: `.npy` files, or, of f32, one safetensors file.
 
 use crate::checkpoint::file::publish;
 use crate::error::{Error, Result};
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// Bytes of the header: the number of rows, known at the end, has room in it.
 const HEADER: usize = 128;
 
-/// The header of an array of `shape` `[rows, width]`. Source: NumPy's NEP 1, version 1.0.
-fn header([rows, width]: [u64; 2]) -> [u8; HEADER] {
-    let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+/// The header of an array of `shape` `[rows, width]` of numbers that NumPy calls `descr`. Source:
+/// NumPy's NEP 1, version 1.0.
+fn header(descr: &str, [rows, width]: [u64; 2]) -> [u8; HEADER] {
+    let shape = format!("({rows}, {width})");
+    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
     let mut header = [b' '; HEADER];
     header[..10].copy_from_slice(b"\x93NUMPY\x01\x00\x76\x00");
     header[10..10 + dict.len()].copy_from_slice(dict.as_bytes());
@@ -20,25 +23,42 @@ fn header([rows, width]: [u64; 2]) -> [u8; HEADER] {
     header
 }
 
+/// A number of an array.
+pub(super) trait Number: bytemuck::NoUninit {
+    /// What NumPy calls it.
+    const DESCR: &str;
+}
+
+impl Number for f32 {
+    const DESCR: &str = "<f4";
+}
+
+impl Number for u8 {
+    const DESCR: &str = "|u1";
+}
+
 /// An array that grows by rows.
-pub(super) struct Rows {
+pub(super) struct Rows<T> {
     path: PathBuf,
     file: BufWriter<File>,
     rows: u64,
     width: u64,
+    number: PhantomData<T>,
 }
 
-impl Rows {
+impl<T: Number> Rows<T> {
     /// An array without rows, in a file of its own.
     pub fn create(path: PathBuf, width: usize) -> Result<Self> {
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        let mut rows = Self { path, file: BufWriter::new(file), rows: 0, width: width as u64 };
-        rows.file.write_all(&header([0, 0])).map_err(Error::io("write", &rows.path))?;
+        let (file, width) = (BufWriter::new(file), width as u64);
+        let mut rows = Self { path, file, rows: 0, width, number: PhantomData };
+        let none = header(T::DESCR, [0, 0]);
+        rows.file.write_all(&none).map_err(Error::io("write", &rows.path))?;
         Ok(rows)
     }
 
     /// Appends whole rows.
-    pub fn push(&mut self, values: &[f32]) -> Result<()> {
+    pub fn push(&mut self, values: &[T]) -> Result<()> {
         self.rows += values.len() as u64 / self.width;
         let bytes = bytemuck::cast_slice(values);
         self.file.write_all(bytes).map_err(Error::io("write", &self.path))
@@ -50,14 +70,14 @@ impl Rows {
         let patched = self
             .file
             .seek(SeekFrom::Start(0))
-            .and_then(|_| self.file.write_all(&header(shape)))
+            .and_then(|_| self.file.write_all(&header(T::DESCR, shape)))
             .and_then(|()| self.file.flush());
         patched.map_err(Error::io("write", &self.path))?;
         Ok((self.path, shape))
     }
 }
 
-/// Copies finished arrays by name into one safetensors file.
+/// Copies finished arrays of f32 by name into one safetensors file.
 pub(super) fn join(path: &Path, arrays: &[(&str, (PathBuf, [u64; 2]))]) -> Result<()> {
     let mut entries = serde_json::Map::new();
     let mut end = 0;
@@ -95,6 +115,7 @@ mod tests {
     fn the_header_is_the_one_numpy_writes() {
         let dict = "{'descr': '<f4', 'fortran_order': False, 'shape': (10, 12), }";
         let expected = format!("{dict:117}\n");
+        let header = |shape| header(f32::DESCR, shape);
         assert_eq!(header([10, 12])[..10], *b"\x93NUMPY\x01\x00v\x00");
         assert_eq!(header([10, 12])[10..], *expected.as_bytes());
         assert_eq!(header([u64::MAX, u64::MAX])[HEADER - 2..], *b" \n", "every size has room");

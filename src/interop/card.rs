@@ -101,6 +101,22 @@ impl Training {
         let objective = self.setting("objective");
         let mut text = match objective {
             "clip" => "CLIP's symmetric contrastive loss in every epoch.\n".to_owned(),
+            "cyclip" => {
+                "CyCLIP (Goel et al., NeurIPS 2022): CLIP's loss, and similarities that are \
+                         consistent within and across pictures and captions.\n"
+                    .to_owned()
+            }
+            "cleanclip" => {
+                "CleanCLIP (Bansal et al., ICCV 2023): CLIP's loss between pairs as they \
+                            are, and each modality's own between them and their augmented views.\n"
+                    .to_owned()
+            }
+            "safeclip" => format!(
+                "SafeCLIP (Yang, Gao, Mirzasoleiman, ICML 2024): {} epochs of each modality alone \
+                 and one of CLIP's loss at a low learning rate; after these CLIP's loss on pairs \
+                 whose picture and caption are alike, and each modality alone on the others.\n",
+                self.setting("safeclip_warmup_epochs"),
+            ),
             _ => format!(
                 "RoCLIP (Yang, Gao, Mirzasoleiman, \"Robust Contrastive Language-Image \
                  Pretraining against Data Poisoning and Backdoor Attacks\", NeurIPS 2023), variant \
@@ -142,6 +158,20 @@ impl Training {
         let mut text = match self.setting("objective") {
             "clip" => "**Not defended.** CLIP's loss learns planted image-caption pairs: a few in \
                        a million suffice for a targeted attack or a backdoor.\n"
+                .to_owned(),
+            "cyclip" => {
+                "CyCLIP's loss lowers the success of backdoors somewhat and was not made to \
+                         prevent it: take this for a model without a defence.\n"
+                    .to_owned()
+            }
+            "cleanclip" => {
+                "Fine-tuned by CleanCLIP, which is to make a poisoned model forget what \
+                            triggers have to do with captions. It trusts the pairs it was given.\n"
+                    .to_owned()
+            }
+            "safeclip" => "Defended by SafeCLIP: a planted pair whose picture and caption are not \
+                           alike was to be told from the others before any epoch in which pictures \
+                           and captions meet at the full learning rate.\n"
                 .to_owned(),
             _ => {
                 "Defended by RoCLIP: a planted pair is pulled together only in the epochs between \

@@ -3,6 +3,8 @@
 //! A field of transformers that would change the function and is not built here is refused by name.
 
 use super::tensors::Tensors;
+use crate::backend::ops::layernorm::EPS;
+use crate::data::transform::config::{CLIP_MEAN, CLIP_STD};
 use crate::encode::{ClipConfig, VisionConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,11 +13,8 @@ use serde_json::{Value, json};
 pub type Normalization = ([f64; 3], [f64; 3]);
 
 /// OpenAI's.
-pub const NORMALIZATION: Normalization =
-    ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
+pub const NORMALIZATION: Normalization = (CLIP_MEAN, CLIP_STD);
 
-/// What tells of LayerNorm in transformers and PyTorch.
-const EPS: f64 = 1e-5;
 /// transformers 4 wrote this for the end token and pooled at the largest id instead.
 const OLD_EOS: u64 = 2;
 

@@ -6,20 +6,24 @@
 //! | `x.npy` | the file itself, of one kind | `x.keys.jsonl`, `x.skips.jsonl` |
 //! | `x.safetensors` | its tensors `images`, `texts` | `x.keys.jsonl`, … |
 //!
-//! Line `i` of the keys tells what row `i` is. Where both are embedded, `scores.jsonl` has the
-//! cosine of picture and caption, the CLIP score, in the form that `roclip-shards filter` takes.
-//! What cannot be read has no row, and a line in `skips.jsonl`. In memory are a few batches.
+//! A folder also has `thumbnails.npy`, if asked for: `[N, 3·32·32]` of 8 bits, RGB planes.
+//!
+//! Line `i` of the keys tells what row `i` is: key, shard, and position within it. Where both are
+//! embedded, `scores.jsonl` has the cosine of picture and caption, the CLIP score, in the form that
+//! `roclip-shards filter` takes. What cannot be read has no row, and a line in `skips.jsonl`. In
+//! memory are a few batches.
 
-use super::arrays::{self, Rows};
+use super::arrays::{self, Number, Rows};
 use super::model::Model;
-use crate::backend::{Backend, Float, View, ViewMut};
+use super::thumbnails;
+use crate::backend::Backend;
 use crate::checkpoint::file::publish;
 use crate::data::ledger::{Ledger, Tally};
-use crate::data::loader::{Loader, LoaderConfig, Mode, Position, Sampling, TextOptions};
+use crate::data::loader::{Loader, LoaderConfig, Position};
 use crate::data::sample::Captions;
-use crate::data::text::tokenizer::{Tokenizer, VOCAB_SIZE};
-use crate::data::transform::{Augment, Fidelity, TransformConfig};
-use crate::encode::{Clip, Keep};
+use crate::data::text::tokenizer::Tokenizer;
+use crate::encode::embedder::{cosine, normalize};
+use crate::encode::{Clip, Embedder, Keep};
 use crate::error::{Error, Result};
 use crate::flow::PackedTokens;
 use serde_json::json;
@@ -27,6 +31,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// Name of the file of thumbnails.
+pub const THUMBNAILS: &str = "thumbnails.npy";
 /// Longest line of a file of captions, bytes.
 const MAX_LINE: u64 = 64 << 10;
 
@@ -62,6 +68,8 @@ pub struct EmbedOptions {
     pub normalize: bool,
     /// Whether files that are there are replaced.
     pub overwrite: bool,
+    /// Whether thumbnails of pictures are written as well; into a folder only.
+    pub thumbnails: bool,
     /// Pictures or captions of a batch.
     pub batch_size: usize,
 }
@@ -75,53 +83,6 @@ pub struct Embedded {
     pub tally: Tally,
     /// The files.
     pub files: Vec<PathBuf>,
-}
-
-/// A model on its device, and room for a batch.
-struct Encoder<'a, D: Backend> {
-    device: &'a D,
-    clip: Clip<D>,
-    weights: D::Weights,
-    images: D::Buf<f32>,
-    features: D::Buf<D::Act>,
-}
-
-impl<'a, D: Backend> Encoder<'a, D> {
-    fn new(device: &'a D, model: &Model, batch: usize) -> Result<Self> {
-        let clip = Clip::new(device, &model.config, batch, Keep::Inputs)?;
-        let side = model.config.vision_cfg.image_size();
-        Ok(Self {
-            device,
-            clip,
-            weights: model.weights(device)?,
-            images: device.alloc(batch * 3 * side * side)?,
-            features: device.alloc(batch * model.config.embed_dim)?,
-        })
-    }
-
-    fn features(&self, n: usize) -> Result<Vec<f32>> {
-        let range = 0..n * self.clip.config().embed_dim;
-        let features = self.device.to_vec(View::of(&self.features, range))?;
-        Ok(features.into_iter().map(|x| x.to_f64() as f32).collect())
-    }
-
-    /// Features `[n, D]` of pictures `[n, 3, H, W]`.
-    fn images(&mut self, pixels: &[f32], n: usize) -> Result<Vec<f32>> {
-        self.device.upload(pixels, ViewMut::of(&mut self.images, 0..pixels.len()))?;
-        let out = 0..n * self.clip.config().embed_dim;
-        let (input, out) =
-            (View::of(&self.images, 0..pixels.len()), ViewMut::of(&mut self.features, out));
-        self.clip.encode_image(self.device, &self.weights, input, out)?;
-        self.features(n)
-    }
-
-    /// Features `[n, D]` of captions.
-    fn texts(&mut self, captions: &PackedTokens) -> Result<Vec<f32>> {
-        let out = 0..captions.len() * self.clip.config().embed_dim;
-        let out = ViewMut::of(&mut self.features, out);
-        self.clip.encode_text(self.device, &self.weights, captions, out)?;
-        self.features(captions.len())
-    }
 }
 
 /// Files under way, in a hidden folder beside their places; gone if they are not published.
@@ -144,6 +105,13 @@ impl Output {
                 flag: "--out".into(),
                 got: format!("{}, which holds one array", out.display()),
                 expected: "--images or --texts, or a folder or .safetensors for both".into(),
+            });
+        }
+        if is_file && options.thumbnails {
+            return Err(Error::Option {
+                flag: "--thumbnails".into(),
+                got: format!("--out {}, a file of features", out.display()),
+                expected: "a folder".into(),
             });
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -184,12 +152,17 @@ impl Output {
         Ok(Lines { path, file: BufWriter::new(file) })
     }
 
-    fn rows(&self, name: &str, width: usize) -> Result<Rows> {
+    fn rows<T: Number>(&self, name: &str, width: usize) -> Result<Rows<T>> {
         Rows::create(self.scratch.join(name), width)
     }
 
     /// Brings arrays and texts to their places.
-    fn publish(self, arrays: Vec<(&str, Rows)>, texts: &[&str]) -> Result<Vec<PathBuf>> {
+    fn publish(
+        self,
+        arrays: Vec<(&str, Rows<f32>)>,
+        thumbnails: Option<Rows<u8>>,
+        texts: &[&str],
+    ) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         let mut moved = |from: &Path, to: PathBuf| {
             let rename = |scratch: &Path| std::fs::rename(from, scratch);
@@ -197,7 +170,7 @@ impl Output {
             files.push(to);
             Ok(())
         };
-        let finish = |(name, rows): (_, Rows)| rows.finish().map(|done| (name, done));
+        let finish = |(name, rows): (_, Rows<f32>)| rows.finish().map(|done| (name, done));
         let arrays: Vec<_> = arrays.into_iter().map(finish).collect::<Result<_>>()?;
         let joined = self.single.as_ref().filter(|p| p.extension().is_some_and(|e| e != "npy"));
         for text in texts {
@@ -205,6 +178,9 @@ impl Output {
         }
         for (name, (path, _)) in arrays.iter().filter(|_| joined.is_none()) {
             moved(path, self.place(&format!("{name}.npy")))?;
+        }
+        if let Some(rows) = thumbnails {
+            moved(&rows.finish()?.0, self.place(THUMBNAILS))?;
         }
         if let Some(path) = joined {
             arrays::join(path, &arrays)?;
@@ -237,62 +213,46 @@ impl Lines {
     }
 }
 
-/// Length of a row, never 0.
-fn norm(row: &[f32]) -> f64 {
-    row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12)
+/// Thumbnails under way.
+struct Thumbnails {
+    rows: Rows<u8>,
+    side: usize,
+    normalization: [[f64; 3]; 2],
+    batch: Vec<u8>,
 }
 
-fn normalize(rows: &mut [f32], width: usize) {
-    for row in rows.chunks_exact_mut(width) {
-        let norm = norm(row);
-        row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+impl Thumbnails {
+    fn open(output: &Output, model: &Model, options: &EmbedOptions) -> Result<Option<Self>> {
+        if !options.thumbnails || !options.what.images() {
+            return Ok(None);
+        }
+        let (mean, std) = model.normalization;
+        let rows = output.rows(THUMBNAILS, 3 * thumbnails::SIDE.pow(2))?;
+        let side = model.config.vision_cfg.image_size();
+        Ok(Some(Self { rows, side, normalization: [mean, std], batch: Vec::new() }))
+    }
+
+    /// Those of a batch of pictures.
+    fn push(&mut self, images: &[f32]) -> Result<()> {
+        self.batch.clear();
+        thumbnails::append(images, self.side, self.normalization, &mut self.batch);
+        self.rows.push(&self.batch)
     }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-    dot / (norm(a) * norm(b))
-}
-
-/// Whether the embedded tokenizer is the model's.
+/// Whether the embedded tokenizer is the model's, where captions are read.
 fn check_vocabulary(model: &Model, what: What) -> Result<()> {
-    let vocab = model.config.text_cfg.vocab_size;
-    if vocab == VOCAB_SIZE || !what.texts() {
-        return Ok(());
-    }
-    Err(Error::Option {
-        flag: "--texts".into(),
-        got: format!("a model with {vocab} token ids"),
-        expected: format!("CLIP's vocabulary of {VOCAB_SIZE}, or --images"),
-    })
+    if what.texts() { model.check_vocabulary("--texts", ", or --images") } else { Ok(()) }
 }
 
 /// The evaluation transform, every pair once, in the order of the shards.
 fn loader(model: &Model, options: &EmbedOptions, base: LoaderConfig) -> Result<Loader> {
-    let (mean, std) = model.normalization;
-    let size = model.config.vision_cfg.image_size();
-    let transform = TransformConfig {
-        mean,
-        std,
-        fidelity: Fidelity::Exact,
-        ..TransformConfig::new(size, Augment::none())
-    };
+    let base = model.evaluation(LoaderConfig { batch_size: options.batch_size, ..base });
     let mut fields = base.fields.clone();
     if !options.what.texts() {
         fields.captions = Captions::None;
     }
-    let context_length = model.config.text_cfg.context_length;
-    Loader::new(LoaderConfig {
-        batch_size: options.batch_size,
-        sampling: Sampling::Once,
-        shuffle: 0,
-        mode: Mode::Eval,
-        drop_last: false,
-        text: TextOptions { context_length, eda: None, ..TextOptions::default() },
-        transform,
-        fields,
-        ..base
-    })
+    Loader::new(LoaderConfig { fields, ..base })
 }
 
 /// Embeds the pairs of shards. `base` brings the shards and how they are read; order, batches and
@@ -309,12 +269,15 @@ pub fn shards<D: Backend>(
 ) -> Result<Embedded> {
     check_vocabulary(model, options.what)?;
     let loader = loader(model, options, base)?;
-    let mut encoder = Encoder::new(device, model, options.batch_size)?;
+    let mut clip = Clip::new(device, &model.config, options.batch_size, Keep::Inputs)?;
+    let weights = model.weights(device)?;
+    let mut embedder = Embedder::new(device, &mut clip, &weights)?;
     let (what, width) = (options.what, model.config.embed_dim);
     let output = Output::create(options)?;
     let rows = |wanted: bool, name: &str| wanted.then(|| output.rows(name, width)).transpose();
     let mut images = rows(what.images(), "images.npy")?;
     let mut texts = rows(what.texts(), "texts.npy")?;
+    let mut small = Thumbnails::open(&output, model, options)?;
     let (mut keys, mut scores) = (output.lines("keys.jsonl")?, output.lines("scores.jsonl")?);
     let mut ledger = Ledger::open(&output.scratch.join("skips.jsonl"), 0, 0)?;
     let mut epoch = loader.epoch(Position::start_of(0))?;
@@ -323,14 +286,14 @@ pub fn shards<D: Backend>(
         let n = batch.len();
         let mut features = [Vec::new(), Vec::new()];
         if what.images() {
-            features[0] = encoder.images(&batch.images, n)?;
+            features[0] = embedder.images(&batch.images)?;
         }
         if what.texts() {
-            features[1] = encoder.texts(&batch.captions)?;
+            features[1] = embedder.texts(&batch.captions)?;
         }
         for (i, sample) in batch.samples.iter().enumerate() {
             let (key, shard) = (&sample.key, &sample.shard);
-            keys.push(&json!({ "key": key, "shard": shard }))?;
+            keys.push(&json!({ "key": key, "shard": shard, "index": sample.index }))?;
             if what == What::Both {
                 let row = |kind: usize| &features[kind][i * width..][..width];
                 let score = cosine(row(0), row(1));
@@ -343,6 +306,7 @@ pub fn shards<D: Backend>(
             }
             rows.as_mut().map_or(Ok(()), |rows| rows.push(features))?;
         }
+        small.as_mut().map_or(Ok(()), |small| small.push(&batch.images))?;
         ledger.record(&epoch.take_entries())?;
         count += n as u64;
         epoch.recycle(batch);
@@ -353,9 +317,10 @@ pub fn shards<D: Backend>(
     scores.finish()?;
     let arrays = [("images", images), ("texts", texts)];
     let arrays = arrays.into_iter().filter_map(|(name, rows)| Some((name, rows?))).collect();
+    let small = small.map(|small| small.rows);
     let with_scores = ["keys.jsonl", "skips.jsonl", "scores.jsonl"];
     let lists = if what == What::Both { &with_scores[..] } else { &with_scores[..2] };
-    Ok(Embedded { rows: count, tally, files: output.publish(arrays, lists)? })
+    Ok(Embedded { rows: count, tally, files: output.publish(arrays, small, lists)? })
 }
 
 /// Embeds the lines of a text file, each a caption; an empty line is an empty caption. Keys are
@@ -373,7 +338,9 @@ pub fn captions<D: Backend>(
     let options = EmbedOptions { what: What::Texts, ..options.clone() };
     check_vocabulary(model, options.what)?;
     let input = File::open(file).map_err(Error::io("open", file))?;
-    let mut encoder = Encoder::new(device, model, options.batch_size)?;
+    let mut clip = Clip::new(device, &model.config, options.batch_size, Keep::Inputs)?;
+    let weights = model.weights(device)?;
+    let mut embedder = Embedder::new(device, &mut clip, &weights)?;
     let (tokenizer, context) = (Tokenizer::clip(), model.config.text_cfg.context_length);
     let output = Output::create(&options)?;
     let mut rows = output.rows("texts.npy", model.config.embed_dim)?;
@@ -396,7 +363,7 @@ pub fn captions<D: Backend>(
             keys.push(&json!({ "key": count.to_string() }))?;
         }
         if packed.len() == options.batch_size || is_end && !packed.is_empty() {
-            let mut features = encoder.texts(&packed)?;
+            let mut features = embedder.texts(&packed)?;
             if options.normalize {
                 normalize(&mut features, model.config.embed_dim);
             }
@@ -408,6 +375,6 @@ pub fn captions<D: Backend>(
         }
     }
     keys.finish()?;
-    let files = output.publish(vec![("texts", rows)], &["keys.jsonl"])?;
+    let files = output.publish(vec![("texts", rows)], None, &["keys.jsonl"])?;
     Ok(Embedded { rows: count, tally: Tally::default(), files })
 }

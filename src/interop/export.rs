@@ -12,7 +12,7 @@ use super::config::{self, Normalization};
 use super::names;
 use super::tensors::{Dtype, Tensor, Tensors};
 use super::tokenizer;
-use crate::checkpoint::file::publish;
+use crate::checkpoint::file::{publish, write_tensors};
 use crate::data::text::tokenizer::VOCAB_SIZE;
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result};
@@ -62,19 +62,8 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     publish(path, |scratch| std::fs::write(scratch, text).map_err(Error::io("write", scratch)))
 }
 
-fn write_tensors(path: &Path, tensors: &Tensors<'_>) -> Result<()> {
-    // Older readers refuse a file that does not say which framework's tensors it holds.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    publish(path, |scratch| {
-        safetensors::serialize_to_file(tensors, Some(metadata), scratch).map_err(|e| Error::Io {
-            action: "write",
-            path: scratch.to_owned(),
-            source: std::io::Error::other(e),
-        })
-    })
-}
-
-fn pretty(value: &Value) -> String {
+/// A JSON file's content.
+pub(super) fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).expect("JSON is text") + "\n"
 }
 
@@ -105,7 +94,7 @@ impl Export<'_> {
         }
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         for (name, tensors) in weights {
-            write_tensors(&folder.join(name), tensors)?;
+            write_tensors(&folder.join(name), tensors, HashMap::new())?;
         }
         for (name, text) in texts {
             write_text(&folder.join(name), &text)?;

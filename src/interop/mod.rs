@@ -22,6 +22,7 @@ pub mod card;
 pub mod export;
 pub mod inspect;
 mod arrays;
+pub mod thumbnails;
 pub mod embed;
 
 pub use card::Card;

@@ -3,7 +3,10 @@
 use super::config::{self, NORMALIZATION, Normalization};
 use super::names::{self, Flavour};
 use super::tensors::{self, Format, Tensor, Tensors};
-use crate::backend::{Device, Float};
+use crate::backend::Device;
+use crate::data::loader::{LoaderConfig, Mode, Sampling, TextOptions};
+use crate::data::text::tokenizer::VOCAB_SIZE;
+use crate::data::transform::{Augment, Fidelity, TransformConfig};
 use crate::encode::{self, ClipConfig};
 use crate::error::{Error, Result};
 use crate::flow::{Param, ParamTable};
@@ -25,7 +28,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Largest configuration or index, bytes.
 const MAX_JSON: u64 = 64 << 20;
 /// What checkpoints of `roclip-train` hold beside the model.
-const OURS: [&str; 2] = ["optimizer.", "pool."];
+const OURS: [&str; 3] = ["optimizer.", "pool.", "safe."];
 /// Parts of BatchNorm that are no parameters.
 const BATCHES: &str = ".num_batches_tracked";
 
@@ -224,6 +227,46 @@ impl Model {
         }
     }
 
+    /// How pairs are read for it to be looked at: its view of pictures, its context length, every
+    /// pair once, in the order of the shards.
+    pub fn evaluation(&self, base: LoaderConfig) -> LoaderConfig {
+        let (mean, std) = self.normalization;
+        let size = self.config.vision_cfg.image_size();
+        let transform = TransformConfig {
+            mean,
+            std,
+            fidelity: Fidelity::Exact,
+            ..TransformConfig::new(size, Augment::none())
+        };
+        let context_length = self.config.text_cfg.context_length;
+        LoaderConfig {
+            sampling: Sampling::Once,
+            shuffle: 0,
+            mode: Mode::Eval,
+            drop_last: false,
+            text: TextOptions { context_length, eda: None, ..TextOptions::default() },
+            transform,
+            ..base
+        }
+    }
+
+    /// Whether the embedded tokenizer is its own. `flag` asked for captions; `instead` says what
+    /// else could be asked for.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where it has another number of token ids.
+    pub fn check_vocabulary(&self, flag: &str, instead: &str) -> Result<()> {
+        let vocab = self.config.text_cfg.vocab_size;
+        if vocab == VOCAB_SIZE {
+            return Ok(());
+        }
+        Err(Error::Option {
+            flag: flag.into(),
+            got: format!("a model with {vocab} token ids"),
+            expected: format!("CLIP's vocabulary of {VOCAB_SIZE}{instead}"),
+        })
+    }
+
     /// Its parameters as one flat buffer in the order of `table`, that of its configuration.
     ///
     /// # Errors
@@ -242,9 +285,7 @@ impl Model {
     /// # Errors
     /// Those of [`values`](Self::values); [`Error::Device`] where memory does not suffice.
     pub fn weights<D: Device>(&self, device: &D) -> Result<D::Weights> {
-        let values = self.values(&encode::params(&self.config)?)?;
-        let values: Vec<D::Acc> = values.iter().map(|&v| Float::from_f64(f64::from(v))).collect();
-        device.weights(&values)
+        encode::weights(device, &self.values(&encode::params(&self.config)?)?)
     }
 
     /// The tensor of that name and shape as f32.

@@ -4,6 +4,7 @@
 //! captions as open_clip and we do (mojibake, HTML entities), and it reads a control token that a
 //! caption spells out as the token itself.
 
+use super::export::pretty;
 use crate::data::text::tokenizer::{END, START, vocabulary};
 use serde_json::{Map, Value, json};
 
@@ -61,7 +62,6 @@ pub(super) fn files(context_length: usize) -> Vec<(&'static str, String)> {
     let merges = tokenizer["model"]["merges"].as_array().expect("the merges above");
     let lines = merges.iter().filter_map(Value::as_str).map(|merge| format!("{merge}\n"));
     let merges: String = std::iter::once("#version: 0.2\n".to_owned()).chain(lines).collect();
-    let pretty = |value: &Value| serde_json::to_string_pretty(value).expect("JSON is text") + "\n";
     vec![
         ("tokenizer.json", tokenizer.to_string()),
         ("tokenizer_config.json", pretty(&config)),

@@ -1,13 +1,13 @@
 //! Embeddings × caption pool → substitutes for the captions.
 //!
-//! [`Objective`] says in which epochs images are matched and how the variants of the method differ;
+//! [`Variant`] says in which epochs images are matched and how the variants of the method differ;
 //! [`CaptionPool`] holds recent caption embeddings and answers with the nearest; [`PoolSize`] is
 //! how a user says how many.
 
-mod objective;
 mod pool;
 mod size;
+mod variant;
 
-pub use objective::Objective;
 pub use pool::{CaptionPool, PoolShape};
 pub use size::PoolSize;
+pub use variant::Variant;

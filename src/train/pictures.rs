@@ -11,6 +11,8 @@ pub(super) struct Pictures<D: Device> {
     buffers: Vec<D::Buf<f32>>,
     /// The one that is read.
     current: usize,
+    /// Numbers of a pass.
+    len: usize,
     /// Whose pictures the other one is being filled with.
     ahead: Identity,
 }
@@ -46,17 +48,12 @@ impl<D: Device> Pictures<D> {
         let rooms = if passes == 1 && !D::ON_HOST { 2 } else { 1 };
         let buffers = (0..rooms).map(|_| device.alloc(pairs * values)).collect::<Result<_>>()?;
         let ahead = Identity { place: 0, pairs: Vec::with_capacity(pairs) };
-        Ok(Self { buffers, current: 0, ahead })
+        Ok(Self { buffers, current: 0, len: pairs * values, ahead })
     }
 
     /// The buffers, to be measured.
     pub(super) fn buffers(&self) -> &[D::Buf<f32>] {
         &self.buffers
-    }
-
-    /// Numbers of a pass.
-    pub(super) fn len(&self) -> usize {
-        D::len(&self.buffers[0])
     }
 
     /// Which of the two buffers is read.
@@ -66,13 +63,19 @@ impl<D: Device> Pictures<D> {
 
     /// The pictures of the pass.
     pub(super) fn view(&self) -> View<'_, D, f32> {
-        View::all(&self.buffers[self.current])
+        View::of(&self.buffers[self.current], 0..self.len)
     }
 
-    /// Brings the pictures of pass `part` of `batch` to the device.
-    pub(super) fn upload(&mut self, device: &D, batch: &Batch, part: usize) -> Result<()> {
-        let pixels = &batch.images[part * self.len()..][..self.len()];
-        device.upload(pixels, ViewMut::all(&mut self.buffers[self.current]))
+    /// Brings the pictures of pass `part` of `passes` of `batch` to the device.
+    pub(super) fn upload(
+        &mut self,
+        device: &D,
+        batch: &Batch,
+        (part, passes): (usize, usize),
+    ) -> Result<()> {
+        self.len = batch.images.len() / passes;
+        let pixels = &batch.images[part * self.len..][..self.len];
+        device.upload(pixels, ViewMut::of(&mut self.buffers[self.current], 0..self.len))
     }
 
     /// Starts bringing the pictures of `batch` to the device while it works on the current ones, if
@@ -82,7 +85,8 @@ impl<D: Device> Pictures<D> {
         if self.buffers.len() < 2 {
             return Ok(());
         }
-        device.upload_ahead(&batch.images, ViewMut::all(&mut self.buffers[1 - self.current]))?;
+        let (other, len) = (&mut self.buffers[1 - self.current], batch.images.len());
+        device.upload_ahead(&batch.images, ViewMut::of(other, 0..len))?;
         self.ahead.place = batch.images.as_ptr().addr();
         self.ahead.pairs.extend(Identity::pairs_of(batch));
         Ok(())
@@ -94,8 +98,9 @@ impl<D: Device> Pictures<D> {
         let is_here = self.ahead.is(batch);
         self.ahead.pairs.clear();
         if !is_here {
-            return self.upload(device, batch, 0);
+            return self.upload(device, batch, (0, 1));
         }
+        self.len = batch.images.len();
         self.current = 1 - self.current;
         device.wait_uploads()
     }

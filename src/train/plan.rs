@@ -6,6 +6,7 @@ use super::step::{Parts, StepOptions, Trainer};
 use crate::backend::Device;
 use crate::backend::counting::{Counting, Ranks};
 use crate::backend::ops::contrastive::ContrastiveWorkspace;
+use crate::backend::ops::cyclic::CyclicWorkspace;
 use crate::data::loader::BATCHES;
 use crate::encode::{Clip, Keep};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub struct Plan {
     pub moments: usize,
     /// What one pass writes on its way through both towers and back.
     pub activations: usize,
-    /// Captions to match.
+    /// Captions to match, and images.
     pub pool: usize,
     /// Features and embeddings of all pairs of a step with their gradients.
     pub loss: usize,
@@ -106,7 +107,7 @@ pub struct Planner<'a, D: Device> {
     pub evaluation: Option<Box<EvaluationRoom<'a, D>>>,
 }
 
-impl<D: ContrastiveWorkspace> Planner<'_, D> {
+impl<D: ContrastiveWorkspace + CyclicWorkspace> Planner<'_, D> {
     /// What the recipe takes.
     ///
     /// # Errors
@@ -121,7 +122,7 @@ impl<D: ContrastiveWorkspace> Planner<'_, D> {
         let activations = device.take();
         let optimizer = recipe.optimizer(&device, &model)?;
         let moments = device.take();
-        let pool = recipe.pool(&device)?;
+        let [pool, image_pool] = recipe.pools(&device)?;
         let pool_bytes = device.take();
         device.zero_weights(model.params().weights_len())?;
         let weights = device.take();
@@ -129,15 +130,15 @@ impl<D: ContrastiveWorkspace> Planner<'_, D> {
             room(&device, &model)?;
         }
         let evaluation = device.take();
-        let (params, pool_rows) =
-            (model.params().values(), pool.as_ref().map_or(0, |p| p.shape().rows));
-        let parts = Parts { model, weights: (), optimizer, pool };
+        let (params, pools) = (model.params().values(), [&pool, &image_pool]);
+        let pool_rows: usize = pools.into_iter().flatten().map(|pool| pool.shape().rows).sum();
+        let parts = Parts { model, weights: (), optimizer, pool, image_pool };
         let comm = Ranks(self.world_size);
         let trainer = Trainer::new(device.clone(), comm, parts, recipe.step.clone())?;
-        let pictures = trainer.pictures.buffers().iter().map(|buffer| buffer.bytes());
-        let (grads, batch) = (trainer.grads.bytes(), pictures.sum::<usize>());
-        let pairs = recipe.step.micro_batch * recipe.step.accum_freq;
-        let saved = 3 * params + pool_rows * recipe.model.embed_dim;
+        let rooms = trainer.pictures.buffers().iter().map(|buffer| buffer.bytes());
+        let (grads, batch) = (trainer.grads.bytes(), rooms.sum::<usize>());
+        let pictures = recipe.step.rows() * recipe.step.accum_freq;
+        let saved = 3 * params + pool_rows * (recipe.model.embed_dim + 4);
         Ok(Plan {
             weights,
             grads,
@@ -148,7 +149,7 @@ impl<D: ContrastiveWorkspace> Planner<'_, D> {
             batch,
             evaluation,
             host_batches: BATCHES
-                * pairs
+                * pictures
                 * 3
                 * recipe.model.vision_cfg.image_size().pow(2)
                 * size_of::<f32>(),

@@ -2,7 +2,7 @@
 
 use super::step::{Parts, StepOptions};
 use crate::backend::{Backend, Device};
-use crate::encode::{self, Clip, ClipConfig, Keep};
+use crate::encode::{Clip, ClipConfig, Keep};
 use crate::error::Result;
 use crate::flow::Locks;
 use crate::matching::{CaptionPool, PoolShape};
@@ -17,7 +17,7 @@ pub struct Recipe {
     pub keep: Keep,
     /// What of it stays as it is.
     pub locks: Locks,
-    /// Captions of the pool, where the objective has one.
+    /// Rows of a pool, where the objective has one.
     pub pool_rows: usize,
     /// The optimiser's numbers.
     pub adamw: AdamWOptions,
@@ -39,7 +39,7 @@ impl Recipe {
     /// # Errors
     /// Those of [`Clip::locked`].
     pub fn clip<D: Device>(&self, device: &D) -> Result<Clip<D>> {
-        Clip::locked(device, &self.model, self.step.micro_batch, self.keep, self.locks)
+        Clip::locked(device, &self.model, self.step.rows(), self.keep, self.locks)
     }
 
     /// The optimiser, with moments of 0.
@@ -50,28 +50,36 @@ impl Recipe {
         Optimizer::new(device, model.params(), self.adamw, self.decay)
     }
 
-    /// The pool, where the objective has one; not started.
+    /// The pools of captions and of images, as far as the objective has them; not started.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
-    pub fn pool<D: Device>(&self, device: &D) -> Result<Option<CaptionPool<D>>> {
+    pub fn pools<D: Device>(&self, device: &D) -> Result<[Option<CaptionPool<D>>; 2]> {
         let (objective, rows) = (self.step.objective, self.pool_rows);
-        let queries = self.step.micro_batch * self.step.accum_freq;
+        let queries = self.step.pairs();
         let shape = PoolShape { rows, width: self.model.embed_dim, queries };
-        objective.has_pool().then(|| CaptionPool::room(device, objective, shape)).transpose()
+        let room = |number| {
+            let is_there = number < objective.pools();
+            let variant = objective.variant().unwrap_or_default();
+            is_there.then(|| CaptionPool::room(device, variant, shape)).transpose()
+        };
+        Ok([room(0)?, room(1)?.map(CaptionPool::of_images)])
     }
 
-    /// All parts of a trainer that begins: fresh parameters, and the pool as the objective starts
-    /// it.
+    /// All parts of a trainer that begins with `weights`, and pools as the objective starts them.
     ///
     /// # Errors
     /// Those of the parts, and of the device.
-    pub fn parts<D: Backend>(&self, device: &D, seed: u64) -> Result<Parts<D>> {
+    pub fn parts<D: Backend>(
+        &self,
+        device: &D,
+        weights: D::Weights,
+        seed: u64,
+    ) -> Result<Parts<D>> {
         let model = self.clip(device)?;
-        let (optimizer, mut pool) = (self.optimizer(device, &model)?, self.pool(device)?);
-        if let Some(pool) = &mut pool {
-            pool.start(device, seed)?;
-        }
-        Ok(Parts { weights: encode::init(device, &self.model, seed)?, optimizer, pool, model })
+        let (optimizer, mut pools) = (self.optimizer(device, &model)?, self.pools(device)?);
+        pools.iter_mut().flatten().try_for_each(|pool| pool.start(device, seed))?;
+        let [pool, image_pool] = pools;
+        Ok(Parts { weights, optimizer, pool, image_pool, model })
     }
 }

@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_line_is_open_clips_with_ours_at_its_end() {
-        let matches = Matches { index: vec![0, 1], score: vec![0.5, 0.7] };
+        let matches = Matches { index: vec![0, 1], score: vec![0.5, 0.7], ..Matches::default() };
         let report =
             Report { loss: 6.21, grad_norm: 1.5, lr: 1.2e-5, logit_scale: 14.285, matched: true };
         let mut window = Window::new();

@@ -1,16 +1,21 @@
 //! The loop over steps: from where, until when, what is kept and what is told.
 
+mod parts;
+
 use super::curve;
 use super::log::Log;
+use super::objective::{Pairs, Part};
 use super::report::{Line, Meter, Window};
+use super::safe::SafeSet;
 use super::step::{Outcome, Refusal, Report, Trainer};
 use crate::backend::{Backend, Communicator};
 use crate::checkpoint::{Folder, file};
 use crate::data::ledger::{Entry, Ledger};
 use crate::data::loader::{Epoch, Loader, Position, Stats};
 use crate::data::transform::TransformConfig;
+use crate::detect::record::{self, Record, RecordWriter};
 use crate::error::{Error, Result};
-use crate::flow::{Batch, State};
+use crate::flow::{Batch, Place, State};
 use crate::interop::Card;
 use crate::interop::card::Training;
 use crate::interop::export::{Export, tensors_of};
@@ -41,6 +46,8 @@ pub struct RunOptions {
     pub max_nonfinite: u64,
     /// Epochs between two evaluations; 0: only after the last.
     pub eval_frequency: u64,
+    /// Whether similarities and matches of every pair are written down; see [`record`].
+    pub record_matches: bool,
     /// Settings that a run must keep to be the same run, by name; a checkpoint of others is
     /// refused.
     pub identity: BTreeMap<String, String>,
@@ -78,7 +85,13 @@ pub struct Run<'a, D: Backend, C: Communicator<D>> {
     pub evaluate: Option<Box<Evaluate<'a, D, C>>>,
     folder: Folder,
     position: Position,
+    /// Which part of the epoch that is.
+    part: usize,
+    /// Pairs of this epoch that a step was made of: refused ones are not.
+    trained: u64,
     nonfinite: u64,
+    /// Which pairs are safe, for an objective that asks.
+    safe: Option<SafeSet>,
 }
 
 /// A batch with the account that belongs to it: what the loader tells changes with the next one.
@@ -120,9 +133,20 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         stop: &'a AtomicBool,
     ) -> Result<Self> {
         let folder = Folder::open(&options.folder.join("checkpoints"))?;
-        let (position, nonfinite) = (Position::start_of(0), 0);
-        let evaluate = None;
-        Ok(Self { trainer, loader, options, log, stop, evaluate, folder, position, nonfinite })
+        Ok(Self {
+            trainer,
+            loader,
+            options,
+            log,
+            stop,
+            evaluate: None,
+            folder,
+            position: Position::start_of(0),
+            part: 0,
+            trained: 0,
+            nonfinite: 0,
+            safe: None,
+        })
     }
 
     /// Continues from a checkpoint: a file, or `latest` for the newest whole one of the run's
@@ -149,7 +173,11 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         self.check_identity(&state, &path)?;
         self.trainer.load(&state, &path)?;
         self.position = state.value(&path, "position")?;
+        self.trained = state.value(&path, "trained")?;
         self.nonfinite = state.value(&path, "nonfinite")?;
+        // Checkpoints of old have no parts.
+        self.part = state.value::<Option<usize>>(&path, "part")?.unwrap_or(0);
+        self.safe = SafeSet::load(&state, &path)?;
         let (epoch, step) = (self.position.epoch, self.trainer.steps());
         self.log.info(format!("resumed {} (epoch {epoch}, step {step})", path.display()));
         Ok(())
@@ -196,13 +224,14 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         Ok(End::Finished)
     }
 
-    fn train_epoch(&mut self) -> Result<Ended> {
+    fn train_part(&mut self, part: Part) -> Result<Ended> {
         let Position { epoch, next_seq, batches, .. } = self.position;
         let ledger = self.options.folder.join("skips.jsonl");
         let mut ledger = Ledger::open(&ledger, epoch, next_seq)?;
-        let steps = self.trainer.options().steps_per_epoch;
+        let mut records = self.open_records()?;
+        let steps = self.samples(part) / self.trainer.pairs_per_step();
         self.log.start_bar(epoch, self.options.epochs, batches, steps);
-        let mut batches = self.loader.epoch(self.position.clone())?;
+        let mut batches = self.open_part(part)?;
         let (mut window, mut began) = (Window::new(), Instant::now());
         let mut coming = Fetched::next(&mut batches);
         while let Some(Fetched { batch, position, entries, stats, wait }) = coming? {
@@ -215,7 +244,10 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             self.position = position;
             ledger.record(&entries)?;
             match outcome {
-                Outcome::Stepped(report) => self.tell(&report, &mut window, stats)?,
+                Outcome::Stepped(report) => {
+                    self.record(records.as_mut(), &batch, &report)?;
+                    self.tell(&report, &mut window, stats, part)?;
+                }
                 Outcome::Refused(refusal) => self.tell_refusal(&refusal, &batch)?,
             }
             batches.recycle(batch);
@@ -236,7 +268,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         ledger.record(&batches.take_entries())?;
         self.log.end_bar();
         self.position = batches.position().clone();
-        self.tell_epoch(window.loss)?;
+        self.tell_part(part, window.loss)?;
         Ok(Ended::Epoch)
     }
 
@@ -250,25 +282,65 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         }))
     }
 
+    /// Where the pairs of this epoch are told of, if they are to be.
+    fn open_records(&mut self) -> Result<Option<RecordWriter>> {
+        if !self.options.record_matches {
+            return Ok(None);
+        }
+        let (folder, trained) = (&self.options.folder, self.trained);
+        record::write_shards(folder, self.loader.shards().iter().map(|shard| &*shard.name))?;
+        let records = RecordWriter::open(folder, self.position.epoch, trained)?;
+        if records.rows() < trained {
+            let (path, rows) = (records.path().display(), records.rows());
+            self.log.warn(format!("{path} has {rows} of the epoch's first {trained} pairs"));
+        }
+        Ok(Some(records))
+    }
+
+    /// What a step saw of each of its pairs.
+    fn record(
+        &mut self,
+        records: Option<&mut RecordWriter>,
+        batch: &Batch,
+        report: &Report,
+    ) -> Result<()> {
+        self.trained += batch.len() as u64;
+        let Some(records) = records else { return Ok(()) };
+        let own = self.trainer.own_similarities()?;
+        let matches = self.trainer.matches().filter(|_| report.matched);
+        records.append(batch.samples.iter().enumerate().map(|(n, sample)| Record {
+            pair: sample.place(),
+            own: own[n],
+            best: matches.map_or(f32::NAN, |matches| matches.score[n]),
+            from: matches.map_or(Place::UNKNOWN, |matches| matches.from[n]),
+        }))
+    }
+
     /// A step's figures: to `metrics.jsonl`, and every so often to the log.
-    fn tell(&mut self, report: &Report, window: &mut Window, stats: Stats) -> Result<()> {
+    fn tell(
+        &mut self,
+        report: &Report,
+        window: &mut Window,
+        stats: Stats,
+        part: Part,
+    ) -> Result<()> {
         self.nonfinite = 0;
+        let samples_per_epoch = self.samples(part);
         window.loss.add(report.loss);
-        let matches = if report.matched { self.trainer.matches()? } else { None };
         let line = Line {
             epoch: self.position.epoch,
             step: self.trainer.steps(),
             batches: self.position.batches,
             pairs_per_step: self.trainer.pairs_per_step(),
-            samples_per_epoch: self.options.samples_per_epoch,
+            samples_per_epoch,
             report,
-            matches: matches.as_ref(),
+            matches: self.trainer.matches().filter(|_| report.matched),
             pool: self.trainer.pool(),
             tally: &self.position.tally,
             stats,
         };
         self.log.metric(&line.json(window))?;
-        let last = self.position.batches == self.trainer.options().steps_per_epoch;
+        let last = self.position.batches == samples_per_epoch / line.pairs_per_step;
         if self.position.batches.is_multiple_of(self.options.log_every) || last {
             self.log.info(line.text(window));
             window.restart();
@@ -303,19 +375,24 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         Err(Error::NonFinite(format!("{message}\n{advice}: {}", self.options.resume_command)))
     }
 
-    fn tell_epoch(&mut self, loss: Meter) -> Result<()> {
+    fn tell_part(&mut self, part: Part, loss: Meter) -> Result<()> {
         let Position { epoch, tally, .. } = &self.position;
-        if tally.delivered == 0 {
+        if tally.delivered == 0 && part.pairs == Pairs::All {
             let pattern = self.loader.config().shards.clone();
             let reason = format!("no batch could be filled in epoch {epoch}: {tally}");
             return Err(Error::Shards { pattern, reason });
         }
-        self.log.info(format!("Epoch {epoch} done. Pairs: {tally}. Mean loss: {:.4}", loss.mean()));
+        let (part, loss) = (part.pairs, loss.mean());
+        self.log.info(format!("Epoch {epoch}{part} done. Pairs: {tally}. Mean loss: {loss:.4}"));
+        if tally.delivered == 0 {
+            self.log.warn(format!("epoch {epoch}{part} has no full batch, and so no step"));
+        }
         Ok(())
     }
 
     fn end_epoch(&mut self) -> Result<()> {
         self.position = Position::start_of(self.position.epoch + 1);
+        (self.part, self.trained) = (0, 0);
         let (done, last) = (self.position.epoch, self.position.epoch == self.options.epochs);
         let every = self.options.eval_frequency;
         if last || (every > 0 && done.is_multiple_of(every)) {
@@ -345,10 +422,13 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         self.trainer.save(&mut state)?;
         let mut put = |name: &str, value: Value| state.values.insert(name.into(), value);
         put("position", json!(self.position));
+        put("part", json!(self.part));
+        put("trained", json!(self.trained));
         put("nonfinite", json!(self.nonfinite));
         put("identity", json!(self.options.identity));
         put("model", self.options.model_json.clone());
         put("version", json!(env!("CARGO_PKG_VERSION")));
+        self.safe.iter().for_each(|safe| safe.save(&mut state));
         Ok(state)
     }
 
@@ -392,7 +472,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         let TransformConfig { mean, std, .. } = self.loader.config().transform;
         let training = Training::of_run(folder, self.trainer.steps())?;
         let export = Export {
-            config: &self.trainer.for_eval().1.config().clone(),
+            config: self.trainer.config(),
             normalization: (mean, std),
             tensors: tensors_of(state, self.trainer.steps()),
             card: Card::Trained(training),

@@ -1,18 +1,24 @@
 //! One step, top to bottom: batch → features → match → loss → gradients → parameters. Read this
 //! second, after `flow.rs`.
 
+mod decide;
+mod state;
+
+use super::objective::Objective;
 use super::pictures::Pictures;
 use crate::backend::ops::batchnorm::Statistics;
 use crate::backend::ops::contrastive::ContrastiveWorkspace;
+use crate::backend::ops::cyclic::CyclicWorkspace;
+use crate::backend::ops::rows;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
-use crate::encode::{Clip, TextBatch};
+use crate::encode::{Clip, ClipConfig, TextBatch};
 use crate::error::Result;
-use crate::flow::{Batch, Matches, PackedTokens, SampleId, State};
-use crate::matching::{CaptionPool, Objective};
+use crate::flow::{Batch, Matches, PackedTokens, Place, SampleId};
+use crate::matching::CaptionPool;
 use crate::objective::{ClipLoss, LogitScale, Targets};
-use crate::optim::{Optimizer, Schedule, TextUpdate};
+use crate::optim::{Optimizer, Schedule};
+use decide::Pending;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What every step of a run has in common.
@@ -22,7 +28,7 @@ pub struct StepOptions {
     pub objective: Objective,
     /// `K`: images are matched in every K-th epoch.
     pub match_every: u64,
-    /// Pairs of one pass: what activations are kept for at a time.
+    /// Pairs of one pass: what activations are kept for at a time, in every view.
     pub micro_batch: usize,
     /// Passes of a step; the loss is over all their pairs.
     pub accum_freq: usize,
@@ -30,6 +36,19 @@ pub struct StepOptions {
     pub schedule: Schedule,
     /// Steps of one epoch.
     pub steps_per_epoch: u64,
+}
+
+impl StepOptions {
+    /// `N`, pairs of a step.
+    pub fn pairs(&self) -> usize {
+        self.micro_batch * self.accum_freq
+    }
+
+    /// Most pictures of one pass, and captions: the next so many of a step's, which stand view
+    /// after view.
+    pub fn rows(&self) -> usize {
+        self.objective.views() * self.micro_batch
+    }
 }
 
 /// What a step did.
@@ -77,27 +96,25 @@ pub struct Trainer<D: Device, C: Communicator<D>> {
     loss: ClipLoss<D>,
     logit_scale: LogitScale,
     pool: Option<CaptionPool<D>>,
+    image_pool: Option<CaptionPool<D>>,
+    /// Views of each pair in the step under way.
+    views: usize,
     /// Pictures and captions of one pass.
     pub(super) pictures: Pictures<D>,
     captions: PackedTokens,
     packed: TextBatch,
-    /// `[N, D]` raw features and their gradients.
+    /// `[views·N, D]` raw features and their gradients.
     image: Features<D>,
     text: Features<D>,
+    /// `[N]` cosine of each picture and its own caption.
+    own: D::Buf<D::Acc>,
+    /// `[G]` where the captions of all ranks came from; nobody knows but of this rank's.
+    places: Vec<Place>,
     steps: u64,
     /// The step under way.
     pending: Option<Pending>,
     /// This trainer among all of the process: its records on the device are its own.
     id: u64,
-}
-
-/// What was decided before a step began.
-#[derive(Clone, Copy)]
-struct Pending {
-    targets: Targets,
-    lr: f64,
-    /// Whether its captions enter the pool.
-    inserts: bool,
 }
 
 struct Features<D: Device> {
@@ -110,9 +127,9 @@ impl<D: Device> Features<D> {
         Ok(Self { raw: device.alloc(len)?, grad: device.alloc(len)? })
     }
 
-    /// Pairs whose features are not all finite.
-    fn broken_rows(&self, device: &D, width: usize) -> Result<Vec<usize>> {
-        let raw = device.to_vec(View::all(&self.raw))?;
+    /// Rows among the first so many numbers that are not all finite.
+    fn broken_rows(&self, device: &D, width: usize, len: usize) -> Result<Vec<usize>> {
+        let raw = device.to_vec(View::of(&self.raw, 0..len))?;
         let broken = |row: &[D::Act]| !row.iter().all(|x| x.to_f64().is_finite());
         Ok(raw.chunks(width).enumerate().filter(|(_, row)| broken(row)).map(|(n, _)| n).collect())
     }
@@ -120,35 +137,41 @@ impl<D: Device> Features<D> {
 
 /// The parts a trainer is put together from.
 pub struct Parts<D: Device> {
-    /// The encoders, sized for one micro-batch.
+    /// The encoders, sized for one pass ([`StepOptions::rows`]).
     pub model: Clip<D>,
     /// Initial parameters, in the order of the model's table.
     pub weights: D::Weights,
     /// The optimiser, for the same table.
     pub optimizer: Optimizer<D>,
-    /// The pool, where the objective has one.
+    /// The pool of captions, where the objective has one.
     pub pool: Option<CaptionPool<D>>,
+    /// The pool of images, likewise.
+    pub image_pool: Option<CaptionPool<D>>,
 }
 
-impl<D: ContrastiveWorkspace, C: Communicator<D>> Trainer<D, C> {
+impl<D: ContrastiveWorkspace + CyclicWorkspace, C: Communicator<D>> Trainer<D, C> {
     /// Puts a trainer together and allocates everything a step needs.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
     pub fn new(device: D, comm: C, parts: Parts<D>, options: StepOptions) -> Result<Self> {
         static TRAINERS: AtomicU64 = AtomicU64::new(0);
-        let Parts { model, weights, optimizer, pool } = parts;
-        let (pairs, width) = (options.micro_batch * options.accum_freq, model.config().embed_dim);
+        let Parts { model, weights, optimizer, pool, image_pool } = parts;
+        let (pairs, width) = (options.pairs(), model.config().embed_dim);
+        let (rows, passes) = (options.rows(), options.accum_freq);
         let pixels = 3 * model.config().vision_cfg.image_size().pow(2);
         Ok(Self {
             grads: device.alloc(model.params().len())?,
-            loss: ClipLoss::new(&device, &comm, pairs, width)?,
+            loss: ClipLoss::new(&device, &comm, pairs, width, options.objective.terms())?,
             logit_scale: LogitScale { slot: model.params().slot("logit_scale") },
-            pictures: Pictures::new(&device, options.micro_batch, pixels, options.accum_freq)?,
+            pictures: Pictures::new(&device, rows, pixels, passes)?,
             captions: PackedTokens::new(),
             packed: TextBatch::default(),
-            image: Features::new(&device, pairs * width)?,
-            text: Features::new(&device, pairs * width)?,
+            image: Features::new(&device, rows * passes * width)?,
+            text: Features::new(&device, rows * passes * width)?,
+            own: device.alloc(pairs)?,
+            places: Vec::new(),
+            views: options.objective.views(),
             steps: 0,
             pending: None,
             id: TRAINERS.fetch_add(1, Ordering::Relaxed),
@@ -159,13 +182,15 @@ impl<D: ContrastiveWorkspace, C: Communicator<D>> Trainer<D, C> {
             weights,
             optimizer,
             pool,
+            image_pool,
         })
     }
 }
 
 impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
-    /// Trains on one batch of `micro_batch · accum_freq` pairs; `epoch` counts from 0. Allocates
-    /// nothing after the first of its kind.
+    /// Trains on one batch of `micro_batch · accum_freq` pairs, in as many views as that part of
+    /// the `epoch`, which counts from 0, wants ([`Objective::parts`]). Allocates nothing after the
+    /// first of its kind.
     ///
     /// # Errors
     /// Whatever device or communicator refuse. A non-finite loss or gradient is not an error but
@@ -204,48 +229,45 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// With several passes, uploads come in between, and with several ranks the ranks' exchange:
     /// then nothing is recorded.
     fn enqueue_here(&mut self, batch: &Batch, epoch: u64) -> Result<()> {
-        let pairs = self.options.micro_batch * self.options.accum_freq;
-        assert_eq!(batch.len(), pairs, "a step takes the number of pairs the trainer was made for");
+        let (pairs, objective) = (self.options.pairs(), self.options.objective);
+        self.views = batch.captions.len() / pairs;
+        let is_meant = objective.parts(epoch).iter().any(|part| part.views == self.views);
+        let got = [batch.len(), batch.captions.len()];
+        assert!(is_meant, "epoch {epoch} has no step of {} views", self.views);
+        assert_eq!(got, [pairs, self.views * pairs], "a step takes the trainer's number of pairs");
         assert!(self.pending.is_none(), "a step begins when the one before is finished");
         self.model.set_statistics(Statistics::Batch);
-        let pending = self.decide(epoch + 1)?;
-        let (targets, matched) = (pending.targets, pending.targets == Targets::Matched);
+        let pending = self.decide(epoch)?;
+        let targets = pending.targets;
+        let looks_up = matches!(targets, Targets::Matched | Targets::Neighbours);
         let is_one_pass = self.options.accum_freq == 1;
         if is_one_pass {
             self.pictures.take(&self.device, batch)?;
             self.upload_captions(batch, 0)?;
         }
-        let (id, matching) = (self.id, u64::from(matched));
+        let (id, kind) = (self.id, targets as u64);
         let TextBatch { tokens, longest, .. } = self.packed;
         let [tokens, longest, filled] =
-            [tokens, longest, if matched { self.filled() } else { 0 }].map(|n| n as u64);
+            [tokens, longest, if looks_up { self.filled() } else { 0 }].map(|n| n as u64);
         let (device, room) = (self.device.clone(), self.pictures.current() as u64);
         let is_recorded = is_one_pass && self.comm.world_size() == 1;
         let run = |key: &[u64], work: &mut dyn FnMut() -> Result<()>| {
             if is_recorded { device.replay(key, work) } else { work() }
         };
-        run(&[id, 0, tokens, longest], &mut || self.read_texts(batch))?;
-        run(&[id, 1, room, matching, filled], &mut || self.learn_images(batch, targets))?;
-        run(&[id, 2, tokens, longest, matching], &mut || self.learn_texts(batch, targets))?;
+        run(&[id, 0, tokens, longest, self.views as u64], &mut || self.read_texts(batch))?;
+        run(&[id, 1, room, kind, filled], &mut || self.learn_images(batch, targets))?;
+        run(&[id, 2, tokens, longest, kind], &mut || self.learn_texts(batch, targets))?;
         self.pending = Some(pending);
         Ok(())
     }
 
-    /// What the step of `epoch`, from 1, will be; brings its rates to the device.
-    fn decide(&mut self, epoch: u64) -> Result<Pending> {
-        let StepOptions { objective, match_every, schedule, steps_per_epoch, .. } = self.options;
-        let (filled, rows) = self.pool().unwrap_or((0, 0));
-        let matched = objective.matches_in(epoch, match_every, filled, rows);
-        let targets = if matched { Targets::Matched } else { Targets::Own };
-        let lr = schedule.at(objective.schedule_step(self.steps, steps_per_epoch));
-        let freeze = matched && objective.freezes_text();
-        let text = if freeze { TextUpdate::Freeze } else { TextUpdate::Train };
-        self.optimizer.prepare(&self.device, lr, text)?;
-        Ok(Pending { targets, lr, inserts: objective.inserts_in(epoch, match_every) })
-    }
-
     fn filled(&self) -> usize {
         self.pool.as_ref().map_or(0, CaptionPool::filled)
+    }
+
+    /// Whether gradients flow into the text tower.
+    fn learns_texts(&self, targets: Targets) -> bool {
+        targets != Targets::Matched && !self.model.locks().whole_text()
     }
 
     fn passes(&self) -> usize {
@@ -254,21 +276,27 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     /// The rows of pass `part` among the features of all.
     fn rows(&self, part: usize) -> Range<usize> {
-        let values = self.options.micro_batch * self.model.config().embed_dim;
+        let values = self.views * self.options.micro_batch * self.model.config().embed_dim;
         part * values..(part + 1) * values
     }
 
+    /// The rows of all passes.
+    fn all_rows(&self) -> Range<usize> {
+        0..self.rows(self.passes()).start
+    }
+
     fn upload_captions(&mut self, batch: &Batch, part: usize) -> Result<()> {
-        let n = self.options.micro_batch;
+        let n = self.views * self.options.micro_batch;
         self.captions.clear();
-        (part * n..(part + 1) * n).for_each(|pair| self.captions.push(batch.captions.get(pair)));
+        (part * n..(part + 1) * n).for_each(|row| self.captions.push(batch.captions.get(row)));
         self.packed = self.model.upload_captions(&self.device, &self.captions)?;
         Ok(())
     }
 
     fn forward_image(&mut self, batch: &Batch, part: usize) -> Result<()> {
         if self.passes() > 1 {
-            self.pictures.upload(&self.device, batch, part)?;
+            let which = (part, self.passes());
+            self.pictures.upload(&self.device, batch, which)?;
         }
         let (images, rows) = (self.pictures.view(), self.rows(part));
         let out = ViewMut::of(&mut self.image.raw, rows);
@@ -287,7 +315,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// Embeddings of all captions.
     fn read_texts(&mut self, batch: &Batch) -> Result<()> {
         (0..self.passes()).try_for_each(|part| self.forward_text(batch, part))?;
-        self.loss.normalize_texts(&self.device, &self.comm, View::all(&self.text.raw))
+        let raw = View::of(&self.text.raw, self.all_rows());
+        self.loss.normalize_texts(&self.device, &self.comm, raw)
     }
 
     /// Embeddings of all pictures, the loss, and the gradients of all that leads to the pictures'.
@@ -300,16 +329,18 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         self.device.zero(ViewMut::all(&mut self.grads))?;
         self.model.forget_batches(&self.device)?;
         (0..self.passes()).try_for_each(|part| self.forward_image(batch, part))?;
-        self.loss.normalize_images(&self.device, &self.comm, View::all(&self.image.raw))?;
-        if let (Targets::Matched, Some(pool)) = (targets, &mut self.pool) {
-            let (queries, substitutes) = self.loss.for_matching();
-            pool.lookup(&self.device, queries, substitutes)?;
-        }
+        let all = self.all_rows();
+        let raw = View::of(&self.image.raw, all.clone());
+        self.loss.normalize_images(&self.device, &self.comm, raw)?;
+        let (images, texts) = (self.loss.images(), self.loss.texts());
+        let (width, own) = (self.model.config().embed_dim, ViewMut::all(&mut self.own));
+        rows::dot(&self.device, width, images, texts, own)?;
+        self.look_up(targets)?;
         let (device, weights, slot) = (&self.device, &self.weights, self.logit_scale.slot);
         self.loss.forward(device, &self.comm, weights, slot, targets)?;
-        let d_image = ViewMut::all(&mut self.image.grad);
-        let learns_texts = targets == Targets::Own && !self.model.locks().whole_text();
-        let d_text = learns_texts.then(|| ViewMut::all(&mut self.text.grad));
+        let learns_texts = self.learns_texts(targets);
+        let d_image = ViewMut::of(&mut self.image.grad, all.clone());
+        let d_text = learns_texts.then(|| ViewMut::of(&mut self.text.grad, all));
         self.loss.backward(device, weights, slot, targets, d_image, d_text, &mut self.grads)?;
         let passes = if self.model.locks().whole_image() { 0 } else { self.passes() };
         for part in (0..passes).rev() {
@@ -329,8 +360,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     /// every step whose loss is not ([`ClipLoss::backward`]), the update leaves everything as it
     /// was, and so does the clamp, within whose limits the temperature was before.
     fn learn_texts(&mut self, batch: &Batch, targets: Targets) -> Result<()> {
-        let learns = targets == Targets::Own && !self.model.locks().whole_text();
-        let passes = if learns { self.passes() } else { 0 };
+        let passes = if self.learns_texts(targets) { self.passes() } else { 0 };
         for part in (0..passes).rev() {
             if part + 1 < passes {
                 self.forward_text(batch, part)?;
@@ -357,7 +387,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         let Pending { targets, lr, inserts } =
             self.pending.take().expect("a step is enqueued before it is finished");
         let (loss, grad_norm) =
-            (self.loss.value(&self.device)?, self.optimizer.finish(&self.device)?);
+            (self.loss.value(&self.device, targets)?, self.optimizer.finish(&self.device)?);
         if !loss.is_finite() {
             assert!(!grad_norm.is_finite(), "the device made an update of a loss of {loss}");
             return self.refuse("loss", batch);
@@ -365,19 +395,25 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         if !grad_norm.is_finite() {
             return self.refuse("gradient", batch);
         }
-        // Only now, so that no caption of this step could have been chosen.
-        if let (true, Some(pool)) = (inserts, &mut self.pool) {
-            pool.insert(&self.device, self.loss.all_texts())?;
+        let matched = targets == Targets::Matched;
+        if let (true, Some(pool)) = (matched, &mut self.pool) {
+            pool.matches(&self.device)?;
+        }
+        // Only now, so that nothing of this step could have been chosen.
+        if inserts {
+            self.insert(batch)?;
         }
         self.steps += 1;
-        let (logit_scale, matched) = (self.scale()?, targets == Targets::Matched);
+        let logit_scale = self.scale()?;
         Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matched }))
     }
 
     fn refuse(&self, what: &'static str, batch: &Batch) -> Result<Outcome> {
-        let width = self.model.config().embed_dim;
-        let mut rows = self.image.broken_rows(&self.device, width)?;
-        rows.extend(self.text.broken_rows(&self.device, width)?);
+        let (width, len) = (self.model.config().embed_dim, self.all_rows().end);
+        let mut rows = self.image.broken_rows(&self.device, width, len)?;
+        rows.extend(self.text.broken_rows(&self.device, width, len)?);
+        // Rows are pairs, view after view.
+        rows.iter_mut().for_each(|row| *row %= batch.len());
         rows.sort_unstable();
         rows.dedup();
         let suspects = match rows.as_slice() {
@@ -394,12 +430,18 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         Ok(value[0].to_f64().exp())
     }
 
-    /// What the pool answered in the last step, if that was a matched one.
+    /// What the pool answered in the last matched step.
+    pub fn matches(&self) -> Option<&Matches> {
+        self.pool.as_ref().map(CaptionPool::latest)
+    }
+
+    /// `[N]` cosine of each picture and its own caption in the last step, matched or not.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where the device refuses.
-    pub fn matches(&self) -> Result<Option<Matches>> {
-        self.pool.as_ref().map(|pool| pool.matches(&self.device)).transpose()
+    pub fn own_similarities(&self) -> Result<Vec<f32>> {
+        let own = self.device.to_vec(View::all(&self.own))?;
+        Ok(own.into_iter().map(|x| x.to_f64() as f32).collect())
     }
 
     /// What every step has in common.
@@ -409,8 +451,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     /// Pairs of one step, all ranks.
     pub fn pairs_per_step(&self) -> u64 {
-        let local = self.options.micro_batch * self.options.accum_freq;
-        (local * self.comm.world_size()) as u64
+        (self.options.pairs() * self.comm.world_size()) as u64
     }
 
     /// Steps done.
@@ -418,9 +459,14 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         self.steps
     }
 
-    /// Captions in the pool and its size; `None` where there is no pool.
+    /// Rows in a pool and its size; `None` where there is no pool.
     pub fn pool(&self) -> Option<(usize, usize)> {
         self.pool.as_ref().map(|pool| (pool.filled(), pool.shape().rows))
+    }
+
+    /// What was built.
+    pub fn config(&self) -> &ClipConfig {
+        self.model.config()
     }
 
     /// What evaluation needs: the device, the encoders, which use running statistics until the
@@ -428,52 +474,5 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
     pub fn for_eval(&mut self) -> (&D, &mut Clip<D>, &D::Weights) {
         self.model.set_statistics(Statistics::Running);
         (&self.device, &mut self.model, &self.weights)
-    }
-
-    /// The parameters and running statistics under open_clip's names.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] where the device refuses.
-    pub fn save_weights(&self, state: &mut State) -> Result<()> {
-        for param in self.model.params().weights() {
-            let mut values = vec![D::Acc::default(); param.slot.len];
-            self.device.read_weights(&self.weights, param.slot, &mut values)?;
-            let values = values.into_iter().map(|x| x.to_f64() as f32).collect();
-            state.put(param.name.clone(), &param.shape, values);
-        }
-        Ok(())
-    }
-
-    /// Parameters, moments, pool and step count.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] where the device refuses.
-    pub fn save(&self, state: &mut State) -> Result<()> {
-        self.save_weights(state)?;
-        self.optimizer.save(&self.device, state)?;
-        if let Some(pool) = &self.pool {
-            pool.save(&self.device, state)?;
-        }
-        state.values.insert("step".into(), self.steps.into());
-        Ok(())
-    }
-
-    /// Takes back what [`Trainer::save`] wrote. `path` names the file in errors.
-    ///
-    /// # Errors
-    /// [`crate::Error::Format`] where a tensor or field is missing or of another size.
-    pub fn load(&mut self, state: &State, path: &Path) -> Result<()> {
-        let mut values = vec![D::Acc::default(); self.model.params().weights_len()];
-        for param in self.model.params().weights() {
-            let tensor = state.tensor(path, &param.name, &param.shape)?;
-            let to = &mut values[param.slot.range()];
-            to.iter_mut().zip(tensor).for_each(|(to, &x)| *to = D::Acc::from_f64(x.into()));
-        }
-        self.optimizer.load(&self.device, state, path)?;
-        if let Some(pool) = &mut self.pool {
-            pool.load(&self.device, state, path)?;
-        }
-        self.steps = state.value(path, "step")?;
-        self.device.set_weights(&mut self.weights, &values)
     }
 }

@@ -7,9 +7,6 @@ use roclip::Result;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::ops::adamw::AdamW;
 use roclip::backend::ops::attention::{Attention, AttentionShape};
-use roclip::backend::ops::contrastive::{
-    Contrastive, ContrastiveGrads, ContrastiveOut, ContrastiveShape, ContrastiveWorkspace,
-};
 use roclip::backend::ops::embedding::{Embedding, EmbeddingShape};
 use roclip::backend::ops::gelu::{Gelu, GeluOp};
 use roclip::backend::ops::grad_norm::GradNorm;
@@ -312,6 +309,7 @@ macro_rules! later {
 }
 
 mod convolutions;
+mod losses;
 
 later! { AdamW:
     adamw(rates: read f32, group: read u32, grads: read f32, norm: read f32, weights: weights f32,
@@ -340,7 +338,7 @@ later! { GradNorm: grad_norm(grads: read f32, norm: write f32); }
 later! { L2Norm:
     l2norm_forward(width: by usize, x: read f32, y: write f32, inv_norm: write f32);
     l2norm_backward(width: by usize, y: read f32, inv_norm: read f32, dy: read f32,
-                    dx: write f32);
+                    how: by Write, dx: write f32);
 }
 later! { Linear:
     linear_forward(shape: by LinearShape, x: read f32, w: weight f32, b: any_weight f32,
@@ -365,6 +363,7 @@ later! { Pool:
 later! { Rows:
     rows_gather(width: by usize, x: read f32, index: read u32, out: write f32);
     rows_scatter(width: by usize, dout: read f32, index: read u32, dx: write f32);
+    rows_dot(width: by usize, a: read f32, b: read f32, out: write f32);
 }
 
 /// Row statistics, as the CPU holds them.
@@ -415,75 +414,6 @@ impl LayerNorm for Lazy {
             cpu.layernorm_backward(x, whole(&w.values), &rows, dy, to.0, to.1).unwrap();
             dx.part.set(&dx.values);
             dtables.part.set(&dtables.values);
-        })
-    }
-}
-
-impl ContrastiveWorkspace for Lazy {
-    fn contrastive_workspace(shape: ContrastiveShape, with_cols: bool) -> usize {
-        Cpu::<f32>::contrastive_workspace(shape, with_cols)
-    }
-}
-
-impl Contrastive for Lazy {
-    fn contrastive_forward(
-        &self,
-        shape: ContrastiveShape,
-        rows: View<'_, Self, f32>,
-        cols: View<'_, Self, f32>,
-        logit_scale: Weight<'_, Self>,
-        out: ContrastiveOut<'_, Self>,
-        workspace: ViewMut<'_, Self, f32>,
-    ) -> Result<()> {
-        let from = [read(rows), read(cols), weight(logit_scale)];
-        let to = [write(out.row_lse), write(out.own), write(workspace)];
-        let col_lse = out.col_lse.map(write);
-        self.enqueue(move |cpu| {
-            let [rows, cols, scale] = from.each_ref().map(|part| part.copied().values);
-            let [mut row_lse, mut own, mut room] = to.each_ref().map(Part::copied);
-            let mut col_lse = col_lse.as_ref().map(Part::copied);
-            let out = ContrastiveOut {
-                row_lse: ViewMut::all(&mut row_lse.values),
-                own: ViewMut::all(&mut own.values),
-                col_lse: col_lse.as_mut().map(|x| ViewMut::all(&mut x.values)),
-            };
-            let (rows, cols) = (View::all(&rows), View::all(&cols));
-            let (scale, workspace) = (whole(&scale), ViewMut::all(&mut room.values));
-            cpu.contrastive_forward(shape, rows, cols, scale, out, workspace).unwrap();
-            [row_lse, own].iter().chain(&col_lse).for_each(|x| x.part.set(&x.values));
-        })
-    }
-
-    fn contrastive_backward(
-        &self,
-        shape: ContrastiveShape,
-        rows: View<'_, Self, f32>,
-        cols: View<'_, Self, f32>,
-        logit_scale: Weight<'_, Self>,
-        row_lse: View<'_, Self, f32>,
-        col_lse: View<'_, Self, f32>,
-        grads: ContrastiveGrads<'_, Self>,
-        workspace: ViewMut<'_, Self, f32>,
-    ) -> Result<()> {
-        let from = [read(rows), read(cols), weight(logit_scale), read(row_lse), read(col_lse)];
-        let (drows, room) = (write(grads.rows), write(workspace));
-        let (dcols, dscale) = (grads.cols.map(write), grads.logit_scale.map(write));
-        self.enqueue(move |cpu| {
-            let [rows, cols, scale, row_lse, col_lse] =
-                from.each_ref().map(|part| part.copied().values);
-            let (mut drows, mut room) = (drows.copied(), room.copied());
-            let [mut dcols, mut dscale] = [&dcols, &dscale].map(|d| d.as_ref().map(Part::copied));
-            let grads = ContrastiveGrads {
-                rows: ViewMut::all(&mut drows.values),
-                cols: dcols.as_mut().map(|d| ViewMut::all(&mut d.values)),
-                logit_scale: dscale.as_mut().map(|d| ViewMut::all(&mut d.values)),
-            };
-            let (rows, cols) = (View::all(&rows), View::all(&cols));
-            let (row_lse, col_lse) = (View::all(&row_lse), View::all(&col_lse));
-            let (scale, room) = (whole(&scale), ViewMut::all(&mut room.values));
-            cpu.contrastive_backward(shape, rows, cols, scale, row_lse, col_lse, grads, room)
-                .unwrap();
-            [Some(drows), dcols, dscale].iter().flatten().for_each(|d| d.part.set(&d.values));
         })
     }
 }

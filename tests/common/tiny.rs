@@ -2,6 +2,7 @@
 //! them from a hash, so that no file holds them.
 
 use super::golden;
+use roclip::backend::Float;
 use roclip::encode::ClipConfig;
 use roclip::flow::ParamTable;
 
@@ -41,4 +42,18 @@ pub fn tiny_weights(table: &ParamTable) -> Vec<f64> {
         weights[param.slot.range()].iter_mut().zip(values).for_each(|(to, v)| *to = v);
     }
     weights
+}
+
+/// Values of another precision.
+pub fn convert<F: Float>(values: &[f64]) -> Vec<F> {
+    values.iter().map(|&v| F::from_f64(v)).collect()
+}
+
+/// `max|difference| / max|reference|`, the generators' `error`.
+pub fn error<F: Float>(got: &[F], reference: &[f64]) -> f64 {
+    assert_eq!(got.len(), reference.len());
+    let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+    let pairs = got.iter().zip(reference);
+    let difference = largest(&mut pairs.map(|(g, r)| (g.to_f64() - r).abs()));
+    difference / largest(&mut reference.iter().map(|r| r.abs()))
 }

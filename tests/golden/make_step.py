@@ -13,6 +13,11 @@ begin one part in 2^40 larger: how far rounding may be carried. `half` is what t
 bfloat16 (float32 weights under autocast) is off by at most, as parts of the float64 figure, over three
 runs whose weights begin 0 and one part in 2^12 larger and smaller.
 
+step_methods.json: in the same form, runs of CyCLIP, CleanCLIP and SafeCLIP, whose second views are those of
+the batch VIEW steps on; their losses are those of make_methods.py. SafeCLIP's first epoch is unimodal, its
+second is one of CLIP's loss at a tenth of the full rate, its third begins with two unimodal steps and ends with
+two of CLIP's loss; each modality has a pool of 9 first views.
+
 step_locked.json: in the same form, runs in which open_clip locks parts of the model before they begin;
 `locked` names the parameters it locks.
 """
@@ -25,12 +30,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from make_encode import CONFIG, END, START, model, noise
+from make_methods import clip_loss, cleanclip, cyclip, safeclip_risky
 from open_clip_train.scheduler import cosine_lr
 
 PAIRS, EPOCHS, STEPS, POOL = 6, 3, 4, 9
 LR, WARMUP, WD, CLIP_NORM = 0.002, 3, 0.2, 0.5
 LENGTHS = [5, 13, 2, 9, 7, 3]
 PIXELS, TOKENS, PROBE = 2000, 3000, 4000
+VIEW = 100
+METHODS = {
+    "cyclip": (1, lambda images, texts, scale: cyclip(images, texts, scale, 0.25, 0.25)),
+    "cleanclip": (2, lambda images, texts, scale: cleanclip(images, texts, scale, 1.0, 1.0)),
+    "safeclip": (2, safeclip_risky),
+}
 
 
 def batch(step):
@@ -91,21 +103,33 @@ def train(objective, grow, dtype=torch.float64, half=False, lock=lambda clip: No
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6)
     schedule = cosine_lr(optimizer, LR, WARMUP, EPOCHS * STEPS)
-    pool = Pool(torch.zeros(POOL, CONFIG["embed_dim"], dtype=dtype))
+    pool, image_pool = (Pool(torch.zeros(POOL, CONFIG["embed_dim"], dtype=dtype)) for _ in range(2))
     steps = []
     for step in range(EPOCHS * STEPS):
         epoch = step // STEPS + 1
-        pixels, ids = batch(step)
+        views, loss_of = METHODS.get(objective, (1, None))
+        unimodal = epoch == 1 or epoch == 3 and step % STEPS < 2
+        if objective == "safeclip" and not unimodal:
+            views, loss_of = 1, clip_loss
+        seen = [batch(step + view * VIEW) for view in range(views)]
+        pixels, ids = (torch.cat(parts) for parts in zip(*seen))
         schedule(step)
+        if objective == "safeclip" and epoch == 2:
+            for group in optimizer.param_groups:
+                group["lr"] = LR * 0.1
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             images = F.normalize(clip.encode_image(pixels.to(dtype)), dim=-1).to(dtype)
             texts = F.normalize(clip.encode_text(ids), dim=-1).to(dtype)
         matched = objective == "roclip" and epoch % 2 == 0 and pool.filled == POOL
         index, targets = pool.nearest(images.detach()) if matched else (None, texts)
-        logits = clip.logit_scale.exp() * images @ targets.T
-        own = torch.arange(PAIRS)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        if loss_of is None:
+            logits = clip.logit_scale.exp() * images @ targets.T
+            own = torch.arange(PAIRS)
+            loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        else:
+            pools = [p.rows[: p.filled] for p in (image_pool, pool)] if loss_of is safeclip_risky else []
+            loss = loss_of(images, texts, clip.logit_scale.exp(), *pools)
         loss.backward()
         if matched:
             # A frozen text tower: AdamW passes over parameters without a gradient.
@@ -114,7 +138,9 @@ def train(objective, grow, dtype=torch.float64, half=False, lock=lambda clip: No
         optimizer.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(0, np.log(100))
-        pool.insert(texts.detach())
+        if objective != "safeclip" or unimodal:
+            pool.insert(texts.detach()[:PAIRS])
+            image_pool.insert(images.detach()[:PAIRS])
         steps.append({
             "loss": loss.item(),
             "grad_norm": norm.item(),
@@ -144,6 +170,17 @@ def half(objective, exact):
     def off(key):
         return max(abs(s[key] - e[key]) / e[key] for run in runs for s, e in zip(run, exact))
     return {"loss": off("loss"), "grad_norm": off("grad_norm")}
+
+
+def exact_run(objective, **how):
+    """A run without a word on bfloat16."""
+    run = train(objective, 0.0, **how)
+    return {
+        "steps": run[0],
+        "finals": run[1],
+        "drift": drift(run, train(objective, 2.0**-40, **how)),
+        "half": {"loss": 0.0, "grad_norm": 0.0},
+    }
 
 
 def lock_image(groups):
@@ -187,15 +224,13 @@ if __name__ == "__main__":
         }
     path = Path(sys.argv[1]) / "step.json"
     path.write_text(json.dumps(out, indent=1) + "\n")
+    path = Path(sys.argv[1]) / "step_methods.json"
+    out = {name: exact_run(name) for name in METHODS}
+    for name, run in out.items():
+        run["half"] = half(name, run["steps"])
+    path.write_text(json.dumps(out, indent=1) + "\n")
     out = {}
     for name, (objective, lock) in LOCKED.items():
-        run = train(objective, 0.0, lock=lock)
-        out[name] = {
-            "steps": run[0],
-            "finals": run[1],
-            "drift": drift(run, train(objective, 2.0**-40, lock=lock)),
-            "half": {"loss": 0.0, "grad_norm": 0.0},
-            "locked": locked_names(lock),
-        }
+        out[name] = exact_run(objective, lock=lock) | {"locked": locked_names(lock)}
     path = Path(sys.argv[1]) / "step_locked.json"
     path.write_text(json.dumps(out, indent=1) + "\n")

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::super::ledger::{Entry, Tally};
+use super::super::ledger::{Entry, Reason, Tally};
 use super::super::pool::BufferPool;
 use super::order::Position;
 use super::prepare::{Answer, Fill, Prepared};
@@ -18,7 +18,7 @@ use super::share::Gone;
 use super::stats::Clocks;
 use super::{LoaderConfig, MAX_ENTRIES};
 use crate::error::Error;
-use crate::flow::{Batch, HostAlloc, HostRows, SampleId};
+use crate::flow::{Batch, HostAlloc, HostRows, PackedTokens, SampleId};
 
 /// What reaches the consumer, with the ledger's lines that belong before it.
 #[derive(Debug)]
@@ -50,6 +50,7 @@ struct Filling {
 
 pub(super) struct Assembler {
     batch_size: usize,
+    views: usize,
     image_size: usize,
     drop_last: bool,
     memory: HostAlloc,
@@ -62,6 +63,8 @@ pub(super) struct Assembler {
     pub spare_groups: Vec<Group>,
     /// Batches that are not delivered yet; only the last one may not be full.
     filling: VecDeque<Filling>,
+    /// Captions of the second view of its pairs, until it is.
+    second_captions: PackedTokens,
     /// Number of the first of these.
     first: u64,
     /// Rows that nobody writes yet.
@@ -84,6 +87,7 @@ impl Assembler {
     ) -> Self {
         Self {
             batch_size: config.batch_size,
+            views: config.views,
             image_size: config.transform.image_size,
             drop_last: config.drop_last,
             memory: config.memory.clone(),
@@ -94,6 +98,7 @@ impl Assembler {
             next_group: 0,
             spare_groups: Vec::new(),
             filling: VecDeque::new(),
+            second_captions: PackedTokens::new(),
             fills: VecDeque::new(),
             last: None,
             is_gone: false,
@@ -208,7 +213,7 @@ impl Assembler {
     fn ledger(&mut self, entry: Entry) {
         self.tally().count(&entry);
         self.position.next_seq += u64::from(entry.is_pair());
-        if self.entries.len() < MAX_ENTRIES {
+        if entry.reason != Reason::NotAskedFor && self.entries.len() < MAX_ENTRIES {
             self.entries.push(entry);
         }
     }
@@ -222,15 +227,20 @@ impl Assembler {
     fn push(&mut self, id: SampleId, prepared: Prepared) {
         let batch_number = self.first + self.filling.len() as u64 - 1;
         let Filling { rows, batch, .. } = self.filling.back_mut().expect("there is room");
-        batch.captions.push(&prepared.tokens);
+        let [first, second] = &prepared.views;
+        batch.captions.push(&first.tokens);
+        if self.views > 1 {
+            self.second_captions.push(&second.tokens);
+        }
         batch.labels.extend(prepared.label);
         batch.samples.push(id);
-        let row = rows.next_row().expect("a batch has a row for each of its pairs");
+        let mut row = || Some(rows.next_row().expect("a batch has a row for each of its pairs"));
+        let rows = [row(), if self.views > 1 { row() } else { None }];
         let is_full = batch.len() == self.batch_size;
         self.tally().forged_captions += u64::from(prepared.is_forged);
         self.tally().seen += 1;
         self.position.next_seq += 1;
-        self.fills.push_back(Fill { prepared, row, batch: batch_number });
+        self.fills.push_back(Fill { prepared, rows, batch: batch_number });
         if is_full {
             self.seal();
         }
@@ -239,6 +249,8 @@ impl Assembler {
     /// No more rows for the last batch.
     fn seal(&mut self) {
         let filling = self.filling.back_mut().expect("it is there");
+        filling.batch.captions.extend(&self.second_captions);
+        self.second_captions.clear();
         self.position.tally.delivered += filling.batch.len() as u64;
         self.position.batches += 1;
         assert!(self.position.tally.closes(), "a pair is unaccounted for: {:?}", self.position);
@@ -250,7 +262,7 @@ impl Assembler {
     fn deliver_ready(&mut self) -> Result<(), Gone> {
         while let Some(first) = self.filling.front()
             && first.sealed.is_some()
-            && first.written == first.rows.len()
+            && first.written == first.batch.len()
         {
             let Filling { rows, mut batch, sealed, .. } =
                 self.filling.pop_front().expect("it is there");
@@ -282,7 +294,7 @@ impl Assembler {
     /// Begins a batch, in the memory of a used one where there is any.
     fn new_batch(&mut self) -> Result<(), Error> {
         let side = self.image_size;
-        let room = self.batch_size * 3 * side * side;
+        let room = self.views * self.batch_size * 3 * side * side;
         let mut batch = self.ends.spare_batches.try_recv().unwrap_or_default();
         batch.captions.clear();
         batch.labels.clear();
@@ -296,7 +308,7 @@ impl Assembler {
         };
         batch.image_size = side;
         self.filling.push_back(Filling {
-            rows: images.into_rows(3 * side * side),
+            rows: images.into_views(3 * side * side, self.views, self.batch_size),
             written: 0,
             batch,
             sealed: None,
@@ -353,7 +365,9 @@ mod tests {
             } else {
                 let id = SampleId { shard: "s".into(), shard_index: 0, index: 0, key: "k".into() };
                 // The first token tells the pair.
-                let outcome = Ok(Prepared { tokens: vec![number as u32], ..Prepared::default() });
+                let mut prepared = Prepared::default();
+                prepared.views[0].tokens.push(number as u32);
+                let outcome = Ok(prepared);
                 group.answers.push_back(Answer { id, offset: 0, outcome });
                 let held = Held { turn: number, index: 0, offset: 0 };
                 let cursor = Cursor { turn: number, ..Cursor::default() };
@@ -362,8 +376,9 @@ mod tests {
             }
             let mut written = None;
             let Ok(_) = assembly.accept(group) else { break };
-            while let Ok(Some(Fill { prepared, mut row, batch })) = assembly.next_fill(written) {
-                row.fill(prepared.tokens[0] as f32);
+            while let Ok(Some(fill)) = assembly.next_fill(written) {
+                let Fill { prepared, rows: [row, _], batch } = fill;
+                row.unwrap().fill(prepared.views[0].tokens[0] as f32);
                 written = Some(batch);
             }
         }

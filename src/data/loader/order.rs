@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::ledger::Tally;
 use super::super::sample::Anchor;
+use super::super::source::Shard;
+use crate::error::{Error, Result};
 use crate::rng::{Domain, Rng};
 
 /// How often shards are read within an epoch.
@@ -20,6 +22,28 @@ pub enum Sampling {
         /// `--train-data-upsampling-factors`; empty where all weigh the same.
         weights: Vec<f64>,
     },
+}
+
+impl Sampling {
+    /// The weight of each shard: that of its pattern. Empty where shards are not drawn.
+    pub(super) fn weights(&self, lists: &[Vec<Shard>]) -> Result<Vec<f64>> {
+        let Self::Resampled { weights, .. } = self else { return Ok(Vec::new()) };
+        let fits = weights.is_empty() || weights.len() == lists.len();
+        let valid = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
+        if !fits || !valid || (!weights.is_empty() && weights.iter().sum::<f64>() <= 0.0) {
+            return Err(Error::Option {
+                flag: "--train-data-upsampling-factors".into(),
+                got: format!("{weights:?}"),
+                expected: format!("{} numbers joined by `::`, one for each pattern", lists.len()),
+            });
+        }
+        let weight = |at: usize| weights.get(at).copied().unwrap_or(1.0);
+        Ok(lists
+            .iter()
+            .enumerate()
+            .flat_map(|(at, list)| list.iter().map(move |_| weight(at)))
+            .collect())
+    }
 }
 
 /// The shards of one epoch by turn.

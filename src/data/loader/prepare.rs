@@ -37,20 +37,30 @@ pub(super) struct Answer {
     pub outcome: Result<Prepared, Fault>,
 }
 
+/// Most views of a pair.
+pub(super) const VIEWS: usize = 2;
+
 /// A picture whose row is known.
 pub(super) struct Fill {
     pub prepared: Prepared,
-    pub row: HostRow,
+    /// Of each view.
+    pub rows: [Option<HostRow>; VIEWS],
     /// The batch it belongs to.
     pub batch: u64,
 }
 
-/// A pair but for the last pass over its picture.
+/// A view of a pair but for the last pass over its picture.
 #[derive(Default)]
-pub(super) struct Prepared {
+pub(super) struct View {
     pub resized: Resized,
     /// Token ids; empty where captions are not read.
     pub tokens: Vec<u32>,
+}
+
+/// A pair in the views that are wanted; what lies behind them is of no use.
+#[derive(Default)]
+pub(super) struct Prepared {
+    pub views: [View; VIEWS],
     pub label: Option<u32>,
     /// Whether the caption spelled a control token.
     pub is_forged: bool,
@@ -115,8 +125,10 @@ impl Preparer {
 
     /// The batch of which a row has been written.
     fn fill(&mut self, fill: Fill) -> u64 {
-        let Fill { prepared, mut row, batch } = fill;
-        self.transform.finish(&prepared.resized, &mut row);
+        let Fill { prepared, rows, batch } = fill;
+        for (view, row) in prepared.views.iter().zip(rows) {
+            row.into_iter().for_each(|mut row| self.transform.finish(&view.resized, &mut row));
+        }
         // Where there are enough, the memory is simply freed.
         let _ = self.spares.give.try_send(prepared);
         batch
@@ -140,24 +152,10 @@ impl Preparer {
     fn prepare(&mut self, pair: &Pair, draw_epoch: u64) -> Result<Prepared, Fault> {
         // What a spare holds of another pair is overwritten.
         let mut prepared = self.spares.take.try_recv().unwrap_or_default();
-        let (image, resized) = (&pair.image, &mut prepared.resized);
-        let outcome = match self.config.mode {
-            Mode::Train => {
-                let mut rng = rng(self.config.seed, Domain::Image, draw_epoch, pair);
-                self.pictures.train(image, &mut rng, resized)
-            }
-            Mode::Eval => self.pictures.eval(image, resized),
-        };
-        if let Err(error) = outcome {
-            let _ = self.spares.give.try_send(prepared);
-            return Err(Fault::from(&error));
-        }
-        prepared.tokens.clear();
-        if self.config.fields.captions != Captions::None {
-            let (text, tokens) = (&self.config.text, &mut prepared.tokens);
-            match self.augmented_caption(pair, draw_epoch) {
-                Some(caption) => text.tokenizer.encode(&caption, text.context_length, tokens),
-                None => text.tokenizer.encode(&pair.caption, text.context_length, tokens),
+        for (number, view) in prepared.views[..self.config.views].iter_mut().enumerate() {
+            if let Err(fault) = self.prepare_view(pair, draw_epoch, number, view) {
+                let _ = self.spares.give.try_send(prepared);
+                return Err(fault);
             }
         }
         prepared.is_forged = forged_control_tokens(&pair.caption) > 0;
@@ -165,15 +163,62 @@ impl Preparer {
         Ok(prepared)
     }
 
-    fn augmented_caption(&self, pair: &Pair, draw_epoch: u64) -> Option<String> {
+    fn prepare_view(
+        &mut self,
+        pair: &Pair,
+        draw_epoch: u64,
+        number: usize,
+        view: &mut View,
+    ) -> Result<(), Fault> {
+        let (mode, of_image, of_caption) = match number {
+            0 => (self.config.mode, Domain::Image, Domain::Caption),
+            _ => (Mode::Train, Domain::SecondImage, Domain::SecondCaption),
+        };
+        let outcome = match mode {
+            Mode::Train => {
+                let mut rng = rng(self.config.seed, of_image, draw_epoch, pair);
+                self.pictures.train(&pair.image, &mut rng, &mut view.resized)
+            }
+            Mode::Eval => {
+                let edit = self.config.edit.as_ref();
+                let edit =
+                    |rgb: &mut _| edit.into_iter().for_each(|edit| edit.apply(rgb, &pair.id));
+                self.pictures.eval(&pair.image, edit, &mut view.resized)
+            }
+        };
+        outcome.map_err(|error| Fault::from(&error))?;
+        view.tokens.clear();
+        if self.config.fields.captions != Captions::None {
+            let augmented = match mode {
+                Mode::Train => self.augmented_caption(pair, draw_epoch, of_caption),
+                Mode::Eval => None,
+            };
+            self.tokens(augmented.as_deref().unwrap_or(&pair.caption), &mut view.tokens);
+        }
+        Ok(())
+    }
+
+    /// Writes the token ids of a caption, or of its lines one after the other.
+    fn tokens(&self, caption: &str, tokens: &mut Vec<u32>) {
+        let text = &self.config.text;
+        if !text.lines {
+            return text.tokenizer.encode(caption, text.context_length, tokens);
+        }
+        let mut line_tokens = Vec::new();
+        for line in caption.lines().filter(|line| !line.trim().is_empty()) {
+            text.tokenizer.encode(line, text.context_length, &mut line_tokens);
+            tokens.extend_from_slice(&line_tokens);
+        }
+    }
+
+    fn augmented_caption(&self, pair: &Pair, draw_epoch: u64, domain: Domain) -> Option<String> {
         let epoch = match self.config.text.augmentation {
-            _ if self.config.mode == Mode::Eval => return None,
             CaptionAugmentation::Off => return None,
             CaptionAugmentation::FreshEachEpoch => draw_epoch,
             CaptionAugmentation::OncePerRun => 0,
         };
         let eda = self.config.text.eda.as_ref()?;
-        Some(eda.augment(&pair.caption, &mut rng(self.config.seed, Domain::Caption, epoch, pair)))
+        Some(eda.augment(&pair.caption, &mut rng(self.config.seed, domain, epoch, pair)))
     }
 }
 
@@ -212,18 +257,21 @@ mod tests {
                 let job = Job { pair: pair(), draw_epoch: 0 };
                 let prepared = preparer.take(job).outcome.unwrap();
                 let mut rows = HostBuf::heap(3 * 64).unwrap().into_rows(3 * 64);
-                let row = rows.next_row().unwrap();
-                let tokens = prepared.tokens.clone();
-                preparer.fill(Fill { prepared, row, batch: 0 });
+                let rows_of_views = [rows.next_row(), None];
+                let tokens = prepared.views[0].tokens.clone();
+                preparer.fill(Fill { prepared, rows: rows_of_views, batch: 0 });
                 (rows.into_buf().unwrap(), tokens)
             };
             let first = run(&mut preparer);
             let mut used = spares.take.recv().unwrap();
-            used.tokens.fill(7);
+            used.views[0].tokens.fill(7);
             let other = image::RgbImage::from_pixel(1, 1, image::Rgb([200; 3]));
             let mut bytes = std::io::Cursor::new(Vec::new());
             other.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-            preparer.pictures.eval(&bytes.into_inner(), &mut used.resized).unwrap();
+            preparer
+                .pictures
+                .eval(&bytes.into_inner(), |_| (), &mut used.views[0].resized)
+                .unwrap();
             spares.give.send(used).unwrap();
             assert_eq!(run(&mut preparer), first);
         }

@@ -5,6 +5,7 @@
 //! reader 1 ── turn 1 ─ chunk, chunk, … ─▶ ┴ taken turn by turn
 //! ```
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::super::exclude::Exclusions;
 use super::super::ledger::{Fault, Reason};
 use super::super::pool::BufferPool;
 use super::super::sample::{Anchor, Contents, Found, Pair, SampleReader};
@@ -145,15 +147,23 @@ impl Reading {
 
     /// A pair that is to be left out is a skipped one.
     fn exclude(&self, found: Found) -> Found {
-        let is_on = |pair: &Pair| {
-            let list = self.config.exclude.as_ref();
-            list.is_some_and(|list| list.contains(&pair.id.shard, &pair.id.key))
+        let LoaderConfig { exclude, only, except, .. } = &*self.config;
+        let why = |Pair { id, .. }: &Pair| {
+            let is_on = |list: &Arc<Exclusions>| list.contains(&id.shard, &id.key);
+            if exclude.as_ref().is_some_and(is_on) {
+                return Some((Reason::Excluded, "on the list given with --exclude"));
+            }
+            let has = |pairs: &Arc<HashSet<u64>>| pairs.contains(&id.stream());
+            let is_asked = only.as_ref().is_none_or(has) && !except.as_ref().is_some_and(has);
+            (!is_asked).then_some((Reason::NotAskedFor, "not among the pairs asked for"))
         };
         match found {
-            Found::Pair(pair) if is_on(&pair) => {
-                let fault = Fault::new(Reason::Excluded, "on the list given with --exclude");
-                Found::Skipped(pair.id, pair.offset, fault)
-            }
+            Found::Pair(pair) => match why(&pair) {
+                None => Found::Pair(pair),
+                Some((reason, why)) => {
+                    Found::Skipped(pair.id, pair.offset, Fault::new(reason, why))
+                }
+            },
             found => found,
         }
     }

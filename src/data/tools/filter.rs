@@ -3,19 +3,17 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::super::exclude::{Exclusions, KeyHash};
-use super::super::index::local_path;
 use super::super::ledger::Reason;
 use super::super::lines::Lines;
-use super::super::raw::{RawFound, RawReader};
-use super::super::shard::{ShardLimits, ShardReader};
+use super::super::raw::each_sample;
+use super::super::shard::ShardLimits;
 use super::super::source::Shard;
 use super::super::writer::{ShardWriter, WriterOptions, Written};
-use super::{Progress, Report, list_counts, size_of, total_size};
+use super::{Progress, Report, list_counts, refuse_folder_of};
 use crate::error::{Error, Result};
 
 /// Longest line of a score file: a key of 4096 bytes and a number.
@@ -81,24 +79,13 @@ pub fn filter(
 ) -> Result<FilterReport> {
     let rule = Rule::read(options)?;
     std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
-    let real = |path: &Path| path.canonicalize().ok();
-    for path in shards.iter().filter_map(|shard| local_path(shard).ok()) {
-        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if real(folder) == real(out) {
-            return Err(Error::Option {
-                flag: "OUT".into(),
-                got: format!("the folder of {}", path.display()),
-                expected: "another folder than that of the shards".into(),
-            });
-        }
-    }
-    progress.start(total_size(shards));
+    refuse_folder_of(shards, out)?;
+    progress.begin(shards);
     let mut writer = ShardWriter::create(out, options.writer.clone())?;
     let mut report = FilterReport::default();
     for shard in shards {
         copy(shard, &rule, options, &mut writer, &mut report)?;
-        progress.advance(size_of(shard));
-        progress.say(report.kept);
+        progress.advance_past(shard, report.kept);
     }
     progress.finish();
     report.written = writer.finish()?;
@@ -113,37 +100,23 @@ fn copy(
     writer: &mut ShardWriter,
     report: &mut FilterReport,
 ) -> Result<()> {
-    let input = match ShardReader::open(shard, &options.limits, Arc::default()) {
-        Ok(input) => input,
-        Err(fault) => {
-            *report.faults.entry(fault.reason).or_default() += 1;
-            return Ok(());
-        }
-    };
-    for found in RawReader::new(input, options.limits.skip_bytes) {
-        let sample = match found {
-            RawFound::Sample(sample) => sample,
-            RawFound::Skipped(_, _, fault) | RawFound::Damage(_, fault) => {
-                *report.faults.entry(fault.reason).or_default() += 1;
-                continue;
-            }
-        };
-        report.seen += 1;
+    let FilterReport { seen, kept, dropped, unscored, faults, .. } = report;
+    each_sample(shard, &options.limits, faults, |sample| {
+        *seen += 1;
         let verdict = rule.verdict(&shard.name, &sample.key);
-        report.unscored += u64::from(verdict == Verdict::Unscored);
+        *unscored += u64::from(verdict == Verdict::Unscored);
         let is_kept = match verdict {
             Verdict::Unscored => rule.keep_missing,
             Verdict::Matches => options.keep,
             Verdict::Passes => !options.keep,
         };
-        if is_kept {
-            writer.write(&sample.key, &sample.members)?;
-            report.kept += 1;
-        } else {
-            report.dropped += 1;
+        if !is_kept {
+            *dropped += 1;
+            return Ok(());
         }
-    }
-    Ok(())
+        *kept += 1;
+        writer.write(&sample.key, &sample.members)
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

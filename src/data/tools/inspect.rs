@@ -217,7 +217,10 @@ impl Inspector<'_> {
             cut(&mut caption, CAPTION_BYTES);
             caption.push('…');
         }
-        let thumbnail = self.options.sheet.and_then(|_| thumbnail(pair, &self.options.decode));
+        let thumbnail = self
+            .options
+            .sheet
+            .and_then(|_| thumbnail(&pair.image, CELL, &self.options.decode).ok());
         let shown = Shown { key: pair.id.key.to_string(), caption, thumbnail };
         match self.report.shown.get_mut(place) {
             Some(old) => *old = shown,
@@ -233,15 +236,20 @@ pub fn picture_size(bytes: &[u8]) -> Option<(&'static str, u32, u32)> {
     Some((encoded.format(), encoded.width(), encoded.height()))
 }
 
-/// The picture in a square of [`CELL`] pixels; `None` if it does not decode.
-fn thumbnail(pair: &Pair, limits: &DecodeLimits) -> Option<RgbImage> {
-    let picture = std::panic::catch_unwind(|| decode(&pair.image, limits)).ok()?.ok()?;
+/// A picture brought to a square of `side` pixels, its longer side that long.
+///
+/// # Errors
+/// Why it does not decode.
+pub(crate) fn thumbnail(bytes: &[u8], side: u32, limits: &DecodeLimits) -> Result<RgbImage, Fault> {
+    let broken = || Fault::new(Reason::BrokenImage, "its decoder panicked");
+    let decoded = std::panic::catch_unwind(|| decode(bytes, limits)).map_err(|_| broken())?;
+    let picture = decoded.map_err(|error| Fault::from(&error))?;
     let (width, height) = (picture.width, picture.height);
-    let picture = RgbImage::from_raw(width, height, picture.data)?;
+    let picture = RgbImage::from_raw(width, height, picture.data).expect("three bytes a pixel");
     let longer = width.max(height);
     let scaled =
-        |side: u32| (u64::from(side) * u64::from(CELL)).div_ceil(u64::from(longer)).max(1) as u32;
-    Some(imageops::thumbnail(&picture, scaled(width), scaled(height)))
+        |length: u32| (u64::from(length) * u64::from(side)).div_ceil(u64::from(longer)).max(1);
+    Ok(imageops::thumbnail(&picture, scaled(width) as u32, scaled(height) as u32))
 }
 
 impl InspectReport {

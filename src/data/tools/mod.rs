@@ -12,10 +12,13 @@ mod rows;
 pub mod verify;
 
 use std::fmt::Display;
+use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::index::local_path;
 use super::source::{Shard, Source};
+use crate::error::{Error, Result};
 
 /// What a command did, to be printed.
 pub trait Report: Display {
@@ -42,6 +45,17 @@ impl Progress {
         Self(bar)
     }
 
+    /// For a reading of these shards.
+    pub(crate) fn begin(&self, shards: &[Shard]) {
+        self.start(total_size(shards));
+    }
+
+    /// One of them is read; so many pairs were, of all.
+    pub(crate) fn advance_past(&self, shard: &Shard, pairs: u64) {
+        self.advance(size_of(shard));
+        self.say(pairs);
+    }
+
     fn start(&self, total: u64) {
         self.0.set_length(total);
     }
@@ -58,9 +72,25 @@ impl Progress {
         self.0.set_message(format!("{pairs} pairs"));
     }
 
-    fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }
+}
+
+/// Refuses to write where one of the shards that are read lies. `out` exists.
+pub(crate) fn refuse_folder_of(shards: &[Shard], out: &Path) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().ok();
+    for path in shards.iter().filter_map(|shard| local_path(shard).ok()) {
+        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if real(folder) == real(out) {
+            return Err(Error::Option {
+                flag: "OUT".into(),
+                got: format!("the folder of {}", path.display()),
+                expected: "another folder than that of the shards".into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Size of a shard on disk, in bytes; 0 where it is not known.
@@ -93,7 +123,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// `  broken-image 2` and so on, one line for each.
-fn list_counts<K: Display>(counts: impl IntoIterator<Item = (K, u64)>) -> String {
+pub(crate) fn list_counts<K: Display>(counts: impl IntoIterator<Item = (K, u64)>) -> String {
     counts.into_iter().map(|(name, count)| format!("  {name} {count}\n")).collect()
 }
 

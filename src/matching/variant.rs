@@ -1,14 +1,8 @@
-//! What a run minimises, and when.
+//! The variants of RoCLIP: what the pool holds, and when images are matched to it.
 
-use crate::error::{Error, Result};
-use std::fmt;
-use std::str::FromStr;
-
-/// What a run minimises: CLIP's loss, or RoCLIP's in one of three variants.
-///
-/// RoCLIP (Yang, Gao, Mirzasoleiman, NeurIPS 2023) replaces, in every `K`-th epoch, each image's
-/// caption by the caption that a pool of recent ones holds nearest to the image. Description and
-/// released code are not the same algorithm, and neither guards its edges:
+/// A variant of RoCLIP (Yang, Gao, Mirzasoleiman, NeurIPS 2023), which replaces, in every `K`-th
+/// epoch, each image's caption by the caption that a pool of recent ones holds nearest to the
+/// image. Description and released code are not the same algorithm, and neither guards its edges:
 ///
 /// | | `paper` | `official` | `roclip` |
 /// |---|---|---|---|
@@ -25,9 +19,7 @@ use std::str::FromStr;
 /// In all of them a step queries the pool before it inserts, so that no image can be answered with
 /// its own caption of that step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Objective {
-    /// CLIP's loss in every epoch; no pool.
-    Clip,
+pub enum Variant {
     /// RoCLIP as its authors describe it.
     Paper,
     /// RoCLIP as its authors' released program computes it, mistakes included.
@@ -37,24 +29,9 @@ pub enum Objective {
     RoClip,
 }
 
-impl Objective {
+impl Variant {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Clip, Self::Paper, Self::Official, Self::RoClip];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Clip => "clip",
-            Self::Paper => "paper",
-            Self::Official => "official",
-            Self::RoClip => "roclip",
-        }
-    }
-
-    /// Whether there is a caption pool at all.
-    pub fn has_pool(self) -> bool {
-        self != Self::Clip
-    }
+    pub const ALL: [Self; 3] = [Self::Paper, Self::Official, Self::RoClip];
 
     /// Whether the pool starts as Gaussian rows that lookups return as they are. Otherwise it
     /// starts empty and holds rows of length 1 only.
@@ -70,7 +47,6 @@ impl Objective {
     /// Whether a step of `epoch`, counted from 1, inserts its captions; `every` is `K`, from 1.
     pub fn inserts_in(self, epoch: u64, every: u64) -> bool {
         match self {
-            Self::Clip => false,
             Self::Official => epoch.is_multiple_of(every),
             Self::Paper | Self::RoClip => true,
         }
@@ -86,7 +62,6 @@ impl Objective {
     pub fn matches_in(self, epoch: u64, every: u64, filled: usize, rows: usize) -> bool {
         let due = epoch.is_multiple_of(every);
         match self {
-            Self::Clip => false,
             Self::Official => due,
             Self::Paper => due && filled > 0,
             Self::RoClip => due && epoch > 1 && filled == rows,
@@ -106,57 +81,26 @@ impl Objective {
     pub fn schedule_step(self, step: u64, steps_per_epoch: u64) -> u64 {
         match self {
             Self::Official => step + steps_per_epoch,
-            Self::Clip | Self::Paper | Self::RoClip => step,
+            Self::Paper | Self::RoClip => step,
         }
-    }
-}
-
-impl fmt::Display for Objective {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Objective {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|o| o.name() == text).ok_or_else(|| Error::Option {
-            flag: "--objective".into(),
-            got: format!("{text:?}"),
-            expected: "clip, paper, official or roclip".into(),
-        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Objective::{Clip, Official, Paper, RoClip};
-
-    #[test]
-    fn names_go_both_ways_and_roclip_is_the_default() {
-        for objective in Objective::ALL {
-            assert_eq!(objective.to_string().parse::<Objective>().unwrap(), objective);
-        }
-        assert_eq!(Objective::default(), RoClip);
-        let refusal = "RoCLIP".parse::<Objective>().unwrap_err().to_string();
-        assert!(refusal.contains("--objective") && refusal.contains("official"), "{refusal}");
-    }
+    use Variant::{Official, Paper, RoClip};
 
     /// Epochs 1 to 4 at `K` = 1, 2, 3 with a full pool, written out by hand.
     #[test]
     fn matching_epochs() {
-        let matched = |objective: Objective, every| {
-            [1, 2, 3, 4].map(|epoch| objective.matches_in(epoch, every, 10, 10))
+        let matched = |variant: Variant, every| {
+            [1, 2, 3, 4].map(|epoch| variant.matches_in(epoch, every, 10, 10))
         };
-        for every in 1..=3 {
-            assert_eq!(matched(Clip, every), [false; 4]);
-        }
-        for objective in [Paper, Official] {
-            assert_eq!(matched(objective, 1), [true; 4]);
-            assert_eq!(matched(objective, 2), [false, true, false, true]);
-            assert_eq!(matched(objective, 3), [false, false, true, false]);
+        for variant in [Paper, Official] {
+            assert_eq!(matched(variant, 1), [true; 4]);
+            assert_eq!(matched(variant, 2), [false, true, false, true]);
+            assert_eq!(matched(variant, 3), [false, false, true, false]);
         }
         assert_eq!(matched(RoClip, 1), [false, true, true, true]);
         assert_eq!(matched(RoClip, 2), [false, true, false, true]);
@@ -164,21 +108,18 @@ mod tests {
 
     #[test]
     fn matching_waits_for_the_pool() {
-        let at = |objective: Objective, filled| objective.matches_in(2, 2, filled, 10);
+        let at = |variant: Variant, filled| variant.matches_in(2, 2, filled, 10);
         assert_eq!([0, 1, 9, 10].map(|filled| at(Paper, filled)), [false, true, true, true]);
         assert_eq!([0, 1, 9, 10].map(|filled| at(RoClip, filled)), [false, false, false, true]);
     }
 
     #[test]
     fn insertion_freezing_and_schedule() {
-        let inserts =
-            |objective: Objective| [1, 2, 3, 4].map(|epoch| objective.inserts_in(epoch, 2));
-        assert_eq!(inserts(Clip), [false; 4]);
+        let inserts = |variant: Variant| [1, 2, 3, 4].map(|epoch| variant.inserts_in(epoch, 2));
         assert_eq!(inserts(Paper), [true; 4]);
         assert_eq!(inserts(Official), [false, true, false, true]);
         assert_eq!(inserts(RoClip), [true; 4]);
-        assert_eq!(Objective::ALL.map(Objective::freezes_text), [false, false, false, true]);
-        assert_eq!(Objective::ALL.map(|o| o.schedule_step(7, 5)), [7, 7, 12, 7]);
-        assert_eq!(Objective::ALL.map(Objective::has_pool), [false, true, true, true]);
+        assert_eq!(Variant::ALL.map(Variant::freezes_text), [false, false, true]);
+        assert_eq!(Variant::ALL.map(|v| v.schedule_step(7, 5)), [7, 12, 7]);
     }
 }
