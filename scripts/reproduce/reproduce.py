@@ -81,9 +81,13 @@ BACKDOORS = {
 
 def attacks(data, corpus):
     """The TOML of roclip-poison for a data set; none for `clean`."""
-    targeted = (
-        f'attack = "targeted"\npictures = "{corpus}/cifar10/test/0.tar"\ntargets = 16\nrate = '
-    )
+    # Each of the 16 is to be read as another class, in turn.
+    names = (corpus / "cifar10/classnames.txt").read_text().split()
+    targeted = f"""attack = "targeted"
+pictures = "{corpus}/cifar10/test/0.tar"
+target = {json.dumps(names)}
+targets = 16
+rate = """
     if data == "clean":
         return None
     if data == "mixed":
@@ -162,7 +166,7 @@ class Study:
         out = self.work / "data" / f"{data}.{seed}"
         with self.only_one(out):
             if not (out / "attacks.json").exists():
-                config = out.with_suffix(".toml")
+                config = out.with_name(out.name + ".toml")
                 config.parent.mkdir(parents=True, exist_ok=True)
                 config.write_text(table)
                 self.call(
@@ -264,7 +268,7 @@ class Study:
 
 def summary(result):
     metrics = {name: value for task in result["metrics"].values() for name, value in task.items()}
-    told = [n for n in metrics if n == "acc1" or n.startswith(("psr-", "asr-"))]
+    told = [n for n in ["acc1", "psr-targeted", *(f"asr-{b}" for b in BACKDOORS)] if n in metrics]
     return ", ".join(f"{n} {100 * metrics[n]:.1f} %" for n in told)
 
 
