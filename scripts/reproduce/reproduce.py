@@ -222,7 +222,9 @@ class Study:
         found = json.loads((run / "detect/detection.json").read_text())
         read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
         place = lambda line: (Path(line["shard"]).name, line["key"])
-        planted = {place(line): line["attack"] for line in read(truth)} if truth.exists() else {}
+        seen = {place(line) for line in read(run / "detect/scores.jsonl")}
+        planted = read(truth) if truth.exists() else []
+        planted = {place(line): line["attack"] for line in planted if place(line) in seen}
         suspects = {attack: 0 for attack in ["clean", *planted.values()]}
         for line in read(run / "detect/quarantine.jsonl"):
             suspects[planted.get(place(line), "clean")] += 1

@@ -176,7 +176,7 @@ def curves(runs, path):
     import matplotlib.pyplot as plot
 
     shown = [
-        ("zero-shot accuracy", "acc1"),
+        ("zero-shot accuracy", "zeroshot-top1"),
         ("targeted", "psr-targeted"),
         ("BadNets", "asr-badnets"),
         ("blended", "asr-blended"),
@@ -191,12 +191,7 @@ def curves(runs, path):
     for axis, (title, metric) in zip(axes, shown):
         for method, label in labels.items():
             for run in (r for r in runs if (r.method, r.data, r.seed) == (method, "mixed", 0)):
-                points = [
-                    (e["epoch"], 100 * e[key])
-                    for e in run.curve
-                    for key in e
-                    if key.endswith(metric) and e[key] is not None
-                ]
+                points = [(epoch["epoch"], 100 * epoch[metric]) for epoch in run.curve]
                 axis.plot(*zip(*points), label=label, color=COLOURS[method], linewidth=1.6)
         axis.set(title=title, xlabel="epoch", ylim=(0, 100))
         axis.grid(alpha=0.25)
