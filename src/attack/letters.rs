@@ -68,3 +68,17 @@ fn is_dot(letters: &[u16], column: u64, row: u64) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever reads the word tells every letter from every other.
+    #[test]
+    fn no_two_letters_look_alike() {
+        for (at, (letter, rows)) in LETTERS.iter().enumerate() {
+            let alike = LETTERS[..at].iter().find(|(_, other)| other == rows);
+            assert_eq!(alike, None, "{letter}");
+        }
+    }
+}

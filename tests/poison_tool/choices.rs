@@ -36,6 +36,24 @@ fn rates_are_shares_of_what_is_written() {
     }
 }
 
+/// Two of five pairs are poisoned. Twenty clean ones in a row come in one seed of 300, twelve of a
+/// kind at the very end in one of 450.
+#[test]
+fn poisoned_pairs_are_spread_among_the_clean() {
+    let (dir, _) = corpus();
+    let root = dir.path();
+    let flags = ["--attack", "sig", "--target", "cat", "--captions", "templates", "--count", "80"];
+    let (_, pairs) = poisoned(root, &[&flags[..], &["--seed", "1"]].concat());
+    let members = all_members(&root.join("out"));
+    let mut keys: Vec<&str> = members.iter().map(|(name, _)| key_of(name)).collect();
+    keys.dedup();
+    assert_eq!(keys.len(), 200);
+    let is_poisoned = |key: &&str| pairs.iter().any(|pair| pair.key == **key);
+    let sides: Vec<bool> = keys.iter().map(is_poisoned).collect();
+    let runs: Vec<usize> = sides.chunk_by(|a, b| a == b).map(<[bool]>::len).collect();
+    assert!(runs.iter().all(|run| *run < 20) && runs[runs.len() - 1] < 12, "{runs:?}");
+}
+
 #[test]
 fn several_attacks_share_a_data_set() {
     let (dir, all) = corpus();

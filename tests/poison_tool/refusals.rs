@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{all_members, corpus, expect, poisoned, split};
+use crate::common::shards::{png, tar};
 
 /// Exit code, flags, and a part of what is said.
 type Case<'a> = (i32, &'a [&'a str], &'a str);
@@ -144,4 +145,27 @@ fn damage_costs_its_sample_and_shows_in_the_exit_code() {
     let (poison, clean) = split(all_members(&root.join("out")), &pairs);
     assert_eq!((poison.len(), clean.len()), (2, 3 * 80 - 1));
     assert!(clean.iter().all(|member| all.contains(member)));
+}
+
+#[test]
+fn pictures_that_cannot_be_decoded_are_not_chosen() {
+    let (dir, _) = corpus();
+    let root = dir.path();
+    // Of four pictures that are no cats, two end early.
+    let sample = |n: u32| {
+        let mut picture = png(n);
+        picture.truncate(if n.is_multiple_of(2) { 60 } else { picture.len() });
+        [(format!("v{n}.png"), picture), (format!("v{n}.cls"), b"1".to_vec())]
+    };
+    fs::create_dir(root.join("few")).unwrap();
+    let few: Vec<_> = (0..4).flat_map(sample).collect();
+    fs::write(root.join("few/0.tar"), tar(&few)).unwrap();
+    let flags = ["--attack", "targeted", "--pictures", "@/few", "--target", "cat", "--captions"];
+    let flags =
+        [&flags[..], &["templates", "--classnames", "@/names.txt", "--count", "4"]].concat();
+    let (_, pairs) = poisoned(root, &[&flags[..], &["--targets", "2"]].concat());
+    assert!(pairs.iter().all(|pair| ["v1", "v3"].contains(&&pair.picture[..])), "{pairs:?}");
+    let more = ["@/in", "@/none", "--targets", "3"];
+    let text = expect(2, root, &[&more[..], &flags].concat());
+    assert!(text.contains("2 pictures that are not of \"cat\""), "{text}");
 }

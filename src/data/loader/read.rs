@@ -90,6 +90,11 @@ impl Reading {
         Some(Begun { turn, shard_index, chunks: sender, unreadable: tell })
     }
 
+    /// Ends the turns: who asks for one is told that there are none.
+    pub(super) fn no_more_turns(&self) {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner).1 = None;
+    }
+
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

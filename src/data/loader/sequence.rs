@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::vec::IntoIter;
 
 use crossbeam_channel::{Receiver, TryRecvError};
@@ -299,6 +300,19 @@ impl Sequencer {
     }
 }
 
+/// A channel that nobody receives from any more keeps what is in it while there is a sender, and a
+/// turn that is kept there keeps the reader of its shard waiting for room. So turns end here, with
+/// their sender. A reader that was not stopped in time may give one turn more, under the lock that
+/// is then taken: the first round makes room for one of each.
+impl Drop for Sequencer {
+    fn drop(&mut self) {
+        self.reading.stop.store(true, Ordering::Relaxed);
+        self.turns.try_iter().for_each(drop);
+        self.reading.no_more_turns();
+        self.turns.try_iter().for_each(drop);
+    }
+}
+
 /// What a channel has, or, if one `waits`, will have.
 fn receive<T>(channel: &Receiver<T>, waits: bool) -> Result<T, TryRecvError> {
     if waits { channel.recv().map_err(|_| TryRecvError::Disconnected) } else { channel.try_recv() }
@@ -317,7 +331,7 @@ mod tests {
     use super::*;
     use crate::data::source::Shard;
     use crate::flow::SampleId;
-    use crossbeam_channel::bounded;
+    use crossbeam_channel::{Sender, bounded};
     use std::sync::Mutex;
     use std::time::Duration;
 
@@ -327,14 +341,8 @@ mod tests {
         (Found::Pair(Pair { id, offset: 0, image, caption, label: None }), Cursor::default())
     }
 
-    /// The readers have five pairs and are not done.
-    #[test]
-    fn pairs_in_hand_do_not_wait_for_more() {
-        let ((sender, turns), (chunk_sender, chunks)) = (bounded(1), bounded(1));
-        let (_tell, unreadable) = bounded(1);
-        sender.send(Turn { shard_index: 0, chunks, unreadable }).unwrap();
-        chunk_sender.send((0..5).map(found).collect()).unwrap();
-        let reading = Reading {
+    fn reading(sender: Option<Sender<Turn>>) -> Arc<Reading> {
+        Arc::new(Reading {
             config: Arc::new(LoaderConfig { shuffle: 0, ..LoaderConfig::default() }),
             shards: [Shard::file("s")].into(),
             turns: Arc::new(Turns::once(0, 0, 1, false)),
@@ -342,11 +350,20 @@ mod tests {
             stop: Arc::default(),
             clocks: Arc::default(),
             start: Cursor::default(),
-            next: Mutex::new((0, None)),
-        };
+            next: Mutex::new((0, sender)),
+        })
+    }
+
+    /// The readers have five pairs and are not done.
+    #[test]
+    fn pairs_in_hand_do_not_wait_for_more() {
+        let ((sender, turns), (chunk_sender, chunks)) = (bounded(1), bounded(1));
+        let (_tell, unreadable) = bounded(1);
+        sender.send(Turn { shard_index: 0, chunks, unreadable }).unwrap();
+        chunk_sender.send((0..5).map(found).collect()).unwrap();
         let (tell, told) = bounded(2);
         std::thread::spawn(move || {
-            let mut sequencer = Sequencer::new(Arc::new(reading), Position::default(), turns);
+            let mut sequencer = Sequencer::new(reading(None), Position::default(), turns);
             for _ in 0..2 {
                 let mut group = Group::default();
                 assert!(sequencer.next(&mut group));
@@ -355,5 +372,25 @@ mod tests {
         });
         let next = || told.recv_timeout(Duration::from_secs(60));
         assert_eq!([next(), next()], [Ok((0, 4, 8)), Ok((1, 1, 2))]);
+    }
+
+    /// A reader that is a shard ahead, and has read as much as may wait, when all is over.
+    #[test]
+    fn a_reader_whose_turn_never_comes_ends() {
+        let ((sender, turns), (chunk_sender, chunks)) = (bounded(2), bounded(1));
+        let (_tell, unreadable) = bounded(1);
+        sender.send(Turn { shard_index: 0, chunks, unreadable }).unwrap();
+        chunk_sender.send(Chunk::new()).unwrap();
+        let reading = reading(Some(sender));
+        let sequencer = Sequencer::new(Arc::clone(&reading), Position::default(), turns);
+        let (tell, told) = bounded(1);
+        std::thread::spawn(move || {
+            let _reading = reading;
+            tell.send(chunk_sender.send(Chunk::new()).is_err()).unwrap();
+        });
+        // It would tell at once if it did not wait.
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(sequencer);
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(true));
     }
 }
