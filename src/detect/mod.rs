@@ -283,3 +283,68 @@ fn scores(of: &Evidence<'_>) -> Vec<Score> {
     let scores = NAMES.into_iter().zip(values).map(|(name, values)| Score { name, values });
     scores.filter(|score| score.values.iter().any(|value| !value.is_nan())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::record::{Record, RecordWriter};
+    use super::*;
+    use crate::flow::Place;
+
+    /// Four pairs by hand. The pictures of three are nearly one, and their captions half alike,
+    /// where two captions are alike by a fifth.
+    #[test]
+    fn scores_are_made_of_what_was_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = [0, 1, 2, 3].map(|index| Place { shard: 0, index });
+        let seen = |place: usize, own, best| Record {
+            pair: places[place],
+            own,
+            best,
+            from: if best > 0.0 { places[3] } else { Place::UNKNOWN },
+        };
+        let mut writer = RecordWriter::open(dir.path(), 1, 0).unwrap();
+        writer.append([seen(0, 0.25, 0.75), seen(1, 0.5, f32::NAN)].into_iter()).unwrap();
+        drop(writer);
+        let seen = suspicion::suspicion(dir.path(), &places, |_, _| 0.125).unwrap();
+        let cluster = |rows: &[u32], agreement, oddness: &[f32]| Cluster {
+            rows: rows.into(),
+            agreement,
+            oddness: oddness.into(),
+        };
+        let of_all = |x: f32| vec![x; 4];
+        let density = Density { k_distance: of_all(1.0), slof: of_all(2.0), dao: of_all(3.0) };
+        let scores = scores(&Evidence {
+            clip: &[0.5, 0.25, 0.0, -1.0],
+            caption_rank: of_all(7.0),
+            likeness: 0.2,
+            density,
+            seen: &seen,
+            pictures: &[cluster(&[0, 1, 3], 0.5, &[0.1, 0.2, 0.3])],
+            captions: &[cluster(&[2, 3], 0.25, &[f32::NAN; 2])],
+        });
+        let nan = f32::NAN;
+        let want = [
+            [0.5, 0.75, 1.0, 2.0],
+            [0.75, 0.5, nan, nan],
+            [0.5, nan, nan, nan],
+            [1.0, nan, nan, nan],
+            [0.875, nan, nan, nan],
+            [7.0; 4],
+            [1.0; 4],
+            [2.0; 4],
+            [3.0; 4],
+            [3f32.log2(), 3f32.log2(), 0.0, 3f32.log2()],
+            [1.25, 1.25, 0.0, 1.25],
+            [0.1, 0.2, nan, 0.3],
+            [0.0, 0.0, 0.75, 0.75],
+        ];
+        assert_eq!(scores.len(), want.len());
+        for ((score, name), want) in scores.iter().zip(NAMES).zip(want) {
+            assert_eq!(score.name, name);
+            for (got, want) in score.values.iter().zip(want) {
+                let is_it = (got - want).abs() <= 1e-6 || got.is_nan() && want.is_nan();
+                assert!(is_it, "{name}: {:?}, not {want:?}", score.values);
+            }
+        }
+    }
+}

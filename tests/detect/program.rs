@@ -134,11 +134,32 @@ fn the_same_run_is_accused_the_same() {
     let told = detect(&run, &[&again[..], &["--features", features.to_str().unwrap()]].concat());
     assert!(told.status.success(), "{}", text(&told));
     assert!(read(&out) == first);
+    lengths_matter_to_distances_only(&run, &features);
 
     fs::remove_dir_all(run.join("matches")).unwrap();
     assert!(detect(&run, &[]).status.success());
     let summary: Value = json_lines(&run.join("detect/detection.json")).remove(0);
     assert!(summary["scores"]["margin"].is_null() && summary["scores"]["dao"]["known"] == 72);
+}
+
+/// Pictures' features four times as long, a power of two, change no other bit.
+fn lengths_matter_to_distances_only(run: &Path, features: &Path) {
+    let before = json_lines(&run.join("detect/scores.jsonl"));
+    let path = features.join("images.npy");
+    let mut array = fs::read(&path).unwrap();
+    let head = 10 + usize::from(u16::from_le_bytes([array[8], array[9]]));
+    for value in array[head..].as_chunks_mut::<4>().0 {
+        *value = (4.0 * f32::from_le_bytes(*value)).to_le_bytes();
+    }
+    fs::write(&path, array).unwrap();
+    let (out, features) = (run.join("longer"), features.to_str().unwrap());
+    let told = detect(run, &["--features", features, "--output", out.to_str().unwrap()]);
+    assert!(told.status.success(), "{}", text(&told));
+    for (mut before, after) in before.into_iter().zip(json_lines(&out.join("scores.jsonl"))) {
+        let distance = before["k_distance"].as_f64().unwrap() as f32;
+        before["k_distance"] = Value::from(4.0 * distance);
+        assert_eq!(before, after);
+    }
 }
 
 #[test]
