@@ -3,8 +3,8 @@
 
     tables.py [--page docs/results.md] [--runs docs/results/runs/small]
 
-What stands in the page between `<!-- table NAME -->` and `<!-- end -->` is replaced; the rest is
-prose that people write. Needs Matplotlib.
+What stands in the page between `<!-- table NAME -->` and `<!-- end -->` is replaced, NAME one of
+headline, detection, ablations and rates; the rest is prose that people write. Needs Matplotlib.
 """
 
 import argparse
@@ -221,11 +221,11 @@ def main():
         "rates": rates_table(runs),
     }
     page = args.page.read_text()
-    for name, text in tables.items():
+    for name in re.findall("<!-- table (.*?) -->", page):
+        if name not in tables:
+            sys.exit(f"{args.page}: no table {name}; there are {', '.join(tables)}")
         block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not block.search(page):
-            sys.exit(f"{args.page} has no place for the table {name}")
-        page = block.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+        page = block.sub(lambda found: f"{found[1]}{tables[name]}\n{found[2]}", page)
     args.page.write_text(page)
     curves(runs, args.page.parent / "results/curves.svg")
 
