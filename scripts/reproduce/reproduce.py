@@ -222,18 +222,27 @@ class Study:
         found = json.loads((run / "detect/detection.json").read_text())
         read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
         place = lambda line: (Path(line["shard"]).name, line["key"])
-        seen = {place(line) for line in read(run / "detect/scores.jsonl")}
-        planted = read(truth) if truth.exists() else []
-        planted = {place(line): line["attack"] for line in planted if place(line) in seen}
-        suspects = {attack: 0 for attack in ["clean", *planted.values()]}
-        for line in read(run / "detect/quarantine.jsonl"):
-            suspects[planted.get(place(line), "clean")] += 1
+        listed = read(truth) if truth.exists() else []
+        attack_of = {place(line): line["attack"] for line in listed}
+        ranking = sorted(read(run / "detect/scores.jsonl"), key=lambda line: line["rank"])
+        ranking = [attack_of.get(place(line), "clean") for line in ranking]
+        planted = {attack: ranking.count(attack) for attack in sorted({*ranking} - {"clean"})}
+        suspects = ranking[: found["quarantined"]]
+        suspects = {attack: suspects.count(attack) for attack in ["clean", *planted]}
+        # Of each attack as if it were the only one, K its number of pairs.
+        first = (
+            lambda attack, k: [a for a in ranking if a in ("clean", attack)][:k].count(attack) / k
+        )
         without_curve = lambda grades: grades and {k: v for k, v in grades.items() if k != "roc"}
-        scores = {score: without_curve(told["metrics"]) for score, told in found["scores"].items()}
-        of = {
-            attack: list(planted.values()).count(attack) for attack in suspects if attack != "clean"
+        return {
+            "pairs": found["pairs"],
+            "planted": planted,
+            "suspects": suspects,
+            "precision_at_k": {attack: first(attack, k) for attack, k in planted.items()},
+            "scores": {
+                name: without_curve(told["metrics"]) for name, told in found["scores"].items()
+            },
         }
-        return {"pairs": found["pairs"], "planted": of, "suspects": suspects, "scores": scores}
 
     def run(self, method, data_name, seed):
         """Everything of a run; its results are written last."""

@@ -47,8 +47,8 @@ def percent(values):
     values = [100 * v for v in values if v is not None]
     if not values:
         return "–"
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+    mean, least, most = (f"{f(values):.1f}" for f in (statistics.mean, min, max))
+    return mean if least == most else f"{mean} ({least}–{most})"
 
 
 def wilson(hits, of):
@@ -134,15 +134,15 @@ def detection_table(runs):
         cells = []
         for attack in ATTACKS:
             planted = total("planted", attack)
-            cells.append(f"{total('suspects', attack)} of {planted}" if planted else "–")
+            precision = percent([d["precision_at_k"].get(attack) for d in chosen])
+            found = f"{total('suspects', attack)} of {planted}; {precision}"
+            cells.append(found if planted else "–")
         clean = total("suspects", "clean")
         pairs = sum(d["pairs"] - sum(d["planted"].values()) for d in chosen)
         graded = [d["scores"]["score"] for d in chosen if d["scores"]["score"]]
-        auroc = [g["auroc"] for g in graded]
-        precision = [g["precision_at"][0][1] for g in graded]
-        rows.append([label, *cells, f"{clean} of {pairs}", percent(auroc), percent(precision)])
-    head = ["accused by", "targeted", "BadNets", "blended", "WaNet", "clean"]
-    return table([*head, "AUROC", "precision at K"], rows)
+        auroc = percent([g["auroc"] for g in graded])
+        rows.append([label, *cells, f"{clean} of {pairs}", auroc])
+    return table(["accused by", "targeted", "BadNets", "blended", "WaNet", "clean", "AUROC"], rows)
 
 
 def rates_table(runs):
