@@ -193,14 +193,16 @@ class Study:
         self.call(name, "roclip-train", *command, *self.threads())
         return run
 
-    def measure(self, name, run, data):
-        """Metrics by task and data set, of the final model."""
+    def measure(self, name, run, data, seed):
+        """Metrics by task and data set, of the final model. The attacks of the mixed data are tried on
+        a model of clean data, too: what it reads as the attackers want is no success of theirs."""
+        attacked = data if (data / "attacks.json").exists() else self.data("mixed", seed)
         out = run / "eval.json"
         command = [run, "--zeroshot", self.corpus / "cifar10", "--output", out]
         for probed in ["cifar10", "fashion-mnist"]:
             command += ["--probe", self.corpus / probed]
         command += ["--penalty", "1", "--device", self.args.device]
-        command += ["--attacks", data] if (data / "attacks.json").exists() else []
+        command += ["--attacks", attacked]
         self.call(name, "roclip-eval", *command, *self.threads())
         return {f"{r['dataset']}/{r['task']}": r["metrics"] for r in json.loads(out.read_text())}
 
@@ -265,7 +267,7 @@ class Study:
             curve = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
             result = {
                 "method": method, "data": data_name, "seed": seed, "flags": " ".join(flags),
-                "metrics": self.measure(name, run, data), "curve": curve,
+                "metrics": self.measure(name, run, data, seed), "curve": curve,
                 "detection": self.detect(name, run, data),
             }  # fmt: skip
             told.parent.mkdir(parents=True, exist_ok=True)
