@@ -47,9 +47,8 @@ fn write_shards(dir: &Path, broken: bool) -> String {
 }
 
 fn tell(run: &Path, more: &[&str]) -> (Output, PathBuf) {
-    let page = run.join("page.html");
     let mut command = Command::new(env!("CARGO_BIN_EXE_roclip-report"));
-    (command.arg(run).arg("--output").arg(&page).args(more).output().unwrap(), page)
+    (command.arg(run).args(more).output().unwrap(), run.join("report.html"))
 }
 
 /// The page as XML: HTML's void elements are closed, nothing else is changed.
@@ -279,7 +278,11 @@ fn what_is_missing_is_said() {
     fs::write(run.join("params.txt"), "shards: /nonexistent/{0..3}.tar\n").unwrap();
     let (output, page) = tell(&run, &[]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    let xml = strict(&fs::read_to_string(page).unwrap());
+    let page = fs::read_to_string(page).unwrap();
+    let elsewhere = run.join("elsewhere.html");
+    tell(&run, &["--output", elsewhere.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(elsewhere).unwrap(), page);
+    let xml = strict(&page);
     let document = Document::parse(&xml).unwrap();
     assert_harmless(&document);
     let all = words(document.root_element());
