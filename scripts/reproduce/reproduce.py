@@ -246,6 +246,17 @@ class Study:
             },
         }
 
+    def suspects_of(self, accuser, data_name, seed):
+        """The list of a run's suspects; the run is made again where only its results are here."""
+        self.run(accuser, data_name, seed)
+        name, data = f"{accuser}.{data_name}.{seed}", self.data(data_name, seed)
+        suspects = self.work / "runs" / name / "detect/quarantine.jsonl"
+        with self.only_one(suspects):
+            if not suspects.exists():
+                run = self.train(name, METHODS[accuser], data, seed, None)
+                self.detect(name, run, data)
+        return suspects
+
     def run(self, method, data_name, seed):
         """Everything of a run; its results are written last."""
         name = f"{method}.{data_name}.{seed}"
@@ -257,10 +268,7 @@ class Study:
             if method in WITHOUT_SUSPECTS_OF:
                 trained_as, accuser = WITHOUT_SUSPECTS_OF[method]
                 flags = METHODS[trained_as]
-                self.run(accuser, data_name, seed)
-                exclude = (
-                    self.work / "runs" / f"{accuser}.{data_name}.{seed}" / "detect/quarantine.jsonl"
-                )
+                exclude = self.suspects_of(accuser, data_name, seed)
             start = time.monotonic()
             run = self.train(name, flags, data, seed, exclude)
             minutes = (time.monotonic() - start) / 60
