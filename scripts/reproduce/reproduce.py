@@ -81,6 +81,8 @@ BACKDOORS = {
 
 def attacks(data, corpus):
     """The TOML of roclip-poison for a data set; none for `clean`."""
+    if data == "clean":
+        return None
     # Each of the 16 is to be read as another class, in turn.
     names = (corpus / "cifar10/classnames.txt").read_text().split()
     targeted = f"""attack = "targeted"
@@ -88,8 +90,6 @@ pictures = "{corpus}/cifar10/test/0.tar"
 target = {json.dumps(names)}
 targets = 16
 rate = """
-    if data == "clean":
-        return None
     if data == "mixed":
         tables = [targeted + '"1%"', *BACKDOORS.values()]
     elif data.startswith("targeted-"):
@@ -186,8 +186,8 @@ class Study:
         command = [*(FULL if self.args.full else SMALL), *flags, "--shards", data, "--seed", seed]
         command += ["--logs", run.parent, "--name", name, "--delete-previous-checkpoint"]
         command += ["--zeroshot-data", self.corpus / "cifar10", "--device", self.args.device]
-        command += ["--attacks", data] if (data / "attacks.json").exists() else []
-        command += ["--attack-pictures", "500"] if (data / "attacks.json").exists() else []
+        if (data / "attacks.json").exists():
+            command += ["--attacks", data, "--attack-pictures", "500"]
         command += ["--exclude", exclude] if exclude else []
         command += ["--resume", "latest"] if any(run.glob("checkpoints/*")) else []
         self.call(name, "roclip-train", *command, *self.threads())
@@ -201,8 +201,7 @@ class Study:
         command = [run, "--zeroshot", self.corpus / "cifar10", "--output", out]
         for probed in ["cifar10", "fashion-mnist"]:
             command += ["--probe", self.corpus / probed]
-        command += ["--penalty", "1", "--device", self.args.device]
-        command += ["--attacks", attacked]
+        command += ["--penalty", "1", "--attacks", attacked, "--device", self.args.device]
         self.call(name, "roclip-eval", *command, *self.threads())
         return {f"{r['dataset']}/{r['task']}": r["metrics"] for r in json.loads(out.read_text())}
 

@@ -31,21 +31,13 @@ fn gathers_and_scatters<D: Backend>(device: &D) {
 }
 on_every_device!(gathers_and_scatters);
 
-/// Copies, so bit for bit; NaN and infinity among the values. Sizes around a lane's 8 elements, a
-/// warp's 256 and a block's 8 rows.
+/// Rows and widths: widths around a lane's 8 elements and a warp's 256, rows around a block's 8.
+const SIZES: [(usize, usize); 10] =
+    [(1, 1), (7, 2), (8, 7), (9, 8), (31, 9), (33, 65), (257, 64), (2, 264), (3, 520), (2, 2049)];
+
+/// Copies, so bit for bit; NaN and infinity among the values.
 fn moves_every_row<D: Backend>(device: &D) {
-    for (rows, width) in [
-        (1, 1),
-        (7, 2),
-        (8, 7),
-        (9, 8),
-        (31, 9),
-        (33, 65),
-        (257, 64),
-        (2, 264),
-        (3, 520),
-        (2, 2049),
-    ] {
+    for (rows, width) in SIZES {
         for odd in [0, 1] {
             let mut values = noise(1, (rows + 1) * width);
             (values[0], values[width]) = (f64::INFINITY, f64::NAN);
@@ -77,23 +69,10 @@ fn moves_every_row<D: Backend>(device: &D) {
 }
 on_every_twin!(moves_every_row);
 
-/// Widths around a lane's 8 elements and a warp's 256, rows around a block's 8.
-///
 /// Bound: a lane adds `width / 32` products rounded up to whole loads and the warp five sums more,
 /// each off by U of the sum of absolute values; the CPU adds in f64 and rounds once.
 fn dot_is_the_sum_of_products<D: Backend>(device: &D) {
-    for (rows, width) in [
-        (1, 1),
-        (7, 2),
-        (8, 7),
-        (9, 8),
-        (31, 9),
-        (33, 65),
-        (257, 64),
-        (2, 264),
-        (3, 520),
-        (2, 2049),
-    ] {
+    for (rows, width) in SIZES {
         for odd in [0, 1] {
             let a = Tensor::<D, D::Act>::new(device, odd, &noise(3, rows * width));
             let b = Tensor::<D, D::Act>::new(device, odd, &noise(4, rows * width));
