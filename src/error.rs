@@ -68,6 +68,10 @@ pub enum Error {
     #[error("device: {0}")]
     Device(String),
 
+    /// The ranks of a run cannot meet, or one is gone.
+    #[error("distributed: {0}")]
+    Distributed(String),
+
     /// Training met a non-finite loss or gradient too many times in a row.
     #[error("{0}")]
     NonFinite(String),

@@ -8,6 +8,7 @@ use crate::backend::Slot;
 pub use crate::backend::{HostAlloc, HostBuf, HostRow, HostRows};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -152,8 +153,7 @@ pub struct Matches {
     pub index: Vec<u32>,
     /// `[N]` cosine similarity between the image and the chosen row.
     pub score: Vec<f32>,
-    /// `[N]` the pair whose caption that row was; [`Place::UNKNOWN`] where it was no pair's, or
-    /// that of another rank.
+    /// `[N]` the pair whose caption that row was; [`Place::UNKNOWN`] where it was no pair's.
     pub from: Vec<Place>,
 }
 
@@ -260,6 +260,14 @@ impl ParamTable {
     /// [`Slot::ALIGN`]. Buffers begin there among the weights.
     pub fn len(&self) -> usize {
         aligned(&self.params)
+    }
+
+    /// Where the image tower's parameters lie, which stand together.
+    pub fn image(&self) -> Range<usize> {
+        let is_image = |param: &&Param| param.tower() == Tower::Image;
+        let mut places = self.params.iter().filter(is_image).map(|param| param.slot.range());
+        let first = places.next().unwrap_or(0..0);
+        first.start..places.last().unwrap_or(first).end
     }
 
     /// Elements of all buffers, what lies between them included; 0 where there is none.

@@ -10,6 +10,7 @@ pub mod rng;
 mod simd;
 pub mod flow;
 pub mod backend;
+pub mod distributed;
 
 // The stages; none uses another.
 pub mod data;

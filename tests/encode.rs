@@ -63,11 +63,13 @@ where
         clip.encode_image(device, &weights, View::all(&images), out).unwrap();
         let dout = convert(&noise(COTANGENT_IMAGE, n * config.embed_dim));
         let (images, dout) = (View::all(&images), View::all(&dout));
-        clip.backward_image(device, &weights, images, dout, &mut grads).unwrap();
+        clip.backward_image(device, &weights, images, dout, &mut grads, &mut |_, _| Ok(()))
+            .unwrap();
     } else {
         clip.encode_text(device, &weights, &tiny_captions(), out).unwrap();
         let dout = convert(&noise(COTANGENT_TEXT, n * config.embed_dim));
-        clip.backward_text(device, &weights, View::all(&dout), &mut grads).unwrap();
+        clip.backward_text(device, &weights, View::all(&dout), &mut grads, &mut |_, _| Ok(()))
+            .unwrap();
     }
     (features, grads)
 }
@@ -153,7 +155,7 @@ fn nothing_is_left_over_from_the_last_batch() {
         let mut out = vec![0.0; captions.len() * config.embed_dim];
         clip.encode_text(&device, &weights, captions, ViewMut::all(&mut out)).unwrap();
         let dout = vec![1.0; out.len()];
-        clip.backward_text(&device, &weights, View::all(&dout), grads).unwrap();
+        clip.backward_text(&device, &weights, View::all(&dout), grads, &mut |_, _| Ok(())).unwrap();
         out
     };
     let (large, mut small) = (tiny_captions(), PackedTokens::new());
@@ -313,7 +315,14 @@ fn a_backward_needs_its_forward() {
     let weights = encode::init(&device, &config, 1).unwrap();
     let mut grads = vec![0.0; clip.params().len()];
     let dout = vec![0.0; 7];
-    let _ = clip.backward_image(&device, &weights, View::all(&dout), View::all(&dout), &mut grads);
+    let _ = clip.backward_image(
+        &device,
+        &weights,
+        View::all(&dout),
+        View::all(&dout),
+        &mut grads,
+        &mut |_, _| Ok(()),
+    );
 }
 
 /// The message with which a configuration file is refused.

@@ -129,7 +129,8 @@ impl Layer for WithLinear {
         let (device, x, dy) = (device(), x.to_vec(), dy.to_vec());
         let (mut grads, mut dx) = (vec![0.0; weights.len()], vec![f64::NAN; x.len()]);
         let weights = &device.weights(weights).unwrap();
-        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
+        let complete = &mut |_: &mut _, _| Ok(());
+        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads, complete };
         let out = Some(ViewMut::all(&mut dx));
         self.0.backward(pass, View::all(&x), View::all(&dy), out).unwrap();
         (grads, dx)
@@ -166,7 +167,8 @@ impl Layer for WithNorm {
         self.0.forward(Pass { device: &device, weights }, View::all(&x), &mut acts).unwrap();
         let mut grads = vec![0.0; weights.len()];
         let mut dx = if self.1 == Write::Add { dy.clone() } else { vec![f64::NAN; x.len()] };
-        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
+        let complete = &mut |_: &mut _, _| Ok(());
+        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads, complete };
         let out = (self.1, ViewMut::all(&mut dx));
         self.0.backward(pass, View::all(&x), &acts, View::all(&dy), out).unwrap();
         (grads, dx)
@@ -200,7 +202,8 @@ impl Layer for Mlp {
         let mut acts = MlpActivations::new(&device, self, 11).unwrap();
         let mut d = MlpGradients::new(&device, self, 11).unwrap();
         self.hidden(Pass { device: &device, weights }, View::all(&x), &mut acts).unwrap();
-        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
+        let complete = &mut |_: &mut _, _| Ok(());
+        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads, complete };
         self.backward(pass, View::all(&x), &acts, View::all(&dy), &mut d).unwrap();
         (grads, d.dx)
     }
@@ -236,7 +239,8 @@ impl Layer for Attention {
         let mut y = vec![0.0; x.len()];
         let out = ViewMut::all(&mut y);
         self.forward(pass, packing, View::all(&x), &mut acts, None, out).unwrap();
-        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
+        let complete = &mut |_: &mut _, _| Ok(());
+        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads, complete };
         self.backward(pass, packing, View::all(&x), &acts, View::all(&dy), &mut d).unwrap();
         (grads, d.dx)
     }
@@ -271,7 +275,8 @@ impl Layer for Block {
         let (pass, packing) = (Pass { device: &device, weights }, packing(&cu_seqlens));
         self.activations(pass, packing, View::all(&x), &mut acts).unwrap();
         d.stream = dy.to_vec();
-        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads };
+        let complete = &mut |_: &mut _, _| Ok(());
+        let pass = &mut Backward::<D> { device: &device, weights, grads: &mut grads, complete };
         self.backward(pass, packing, View::all(&x), &acts, &mut d).unwrap();
         (grads, d.stream)
     }
@@ -308,7 +313,7 @@ fn image_tower() {
     forward(&mut clip, &values);
     let (weights, mut grads) = (device.weights(&values).unwrap(), vec![0.0; table.len()]);
     let (pictures, dout) = (View::all(&images), View::all(&dout));
-    clip.backward_image(&device, &weights, pictures, dout, &mut grads).unwrap();
+    clip.backward_image(&device, &weights, pictures, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
     let image = |tower| tower == Tower::Image;
     check_params(&table, image, &values, &grads, |values| forward(&mut clip, values));
 }
@@ -332,7 +337,8 @@ fn text_tower() {
     };
     forward(&mut clip, &values);
     let (weights, mut grads) = (device.weights(&values).unwrap(), vec![0.0; table.len()]);
-    clip.backward_text(&device, &weights, View::all(&dout), &mut grads).unwrap();
+    clip.backward_text(&device, &weights, View::all(&dout), &mut grads, &mut |_, _| Ok(()))
+        .unwrap();
     let text = |tower| tower == Tower::Text;
     check_params(&table, text, &values, &grads, |values| forward(&mut clip, values));
 }

@@ -64,8 +64,8 @@ fn gradients(config: &ClipConfig, locks: Locks, keep: Keep) -> (ParamTable, Vec<
     let (images, dout) = (View::all(&pixels), View::all(&dout));
     clip.encode_image(&device, &weights, images, ViewMut::all(&mut out)).unwrap();
     clip.encode_text(&device, &weights, &batch.captions, ViewMut::all(&mut out)).unwrap();
-    clip.backward_image(&device, &weights, images, dout, &mut grads).unwrap();
-    clip.backward_text(&device, &weights, dout, &mut grads).unwrap();
+    clip.backward_image(&device, &weights, images, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
+    clip.backward_text(&device, &weights, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
     (clip.params().clone(), grads)
 }
 

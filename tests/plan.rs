@@ -52,8 +52,9 @@ fn gradients<F: CpuFloat>(keep: Keep, times: usize) -> [Vec<F>; 3] {
         convert(&noise(PAIRS as u64 - 1, (PAIRS - 1) * 3 * config.vision_cfg.image_size().pow(2)));
     for _ in 0..times {
         let (pixels, dout) = (View::all(&pixels), View::all(&dout));
-        clip.backward_image(&device, &weights, pixels, dout, &mut grads).unwrap();
-        clip.backward_text(&device, &weights, dout, &mut grads).unwrap();
+        clip.backward_image(&device, &weights, pixels, dout, &mut grads, &mut |_, _| Ok(()))
+            .unwrap();
+        clip.backward_text(&device, &weights, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
     }
     [image, text, grads]
 }

@@ -42,7 +42,10 @@ fn run<F: CpuFloat + Element>(
         clip.forget_batches(device).unwrap();
         let (images, out) = (View::all(&images), ViewMut::all(&mut features));
         clip.encode_image(device, &weights, images, out).unwrap();
-        clip.backward_image(device, &weights, images, View::all(&dout), &mut grads).unwrap();
+        clip.backward_image(device, &weights, images, View::all(&dout), &mut grads, &mut |_, _| {
+            Ok(())
+        })
+        .unwrap();
         if statistics == Statistics::Batch {
             clip.update_running(device, 1, View::all(&norm), &mut weights).unwrap();
         }

@@ -1,9 +1,12 @@
 //! Several processes as one: what ranks exchange during a step.
 
-use super::{Device, View, ViewMut};
+use super::{Device, Element, View, ViewMut};
 use crate::error::Result;
 
 /// The collective operations of a step. All ranks call the same ones in the same order.
+///
+/// As the device's, they may only be enqueued when they return. [`crate::Error::Device`] where
+/// another rank is gone.
 pub trait Communicator<D: Device>: Send {
     /// This process, `0 <= rank < world_size`.
     fn rank(&self) -> usize;
@@ -11,33 +14,37 @@ pub trait Communicator<D: Device>: Send {
     /// Number of processes.
     fn world_size(&self) -> usize;
 
-    /// Lays the `local` views of all ranks end to end, in rank order.
+    /// Lays the `local` views of all ranks, of equal lengths, end to end, in rank order.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] where another rank is gone.
-    fn all_gather(
+    /// See [`Communicator`].
+    fn all_gather<T: Element>(
         &self,
         device: &D,
-        local: View<'_, D, D::Act>,
-        all: ViewMut<'_, D, D::Act>,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
     ) -> Result<()>;
 
-    /// As [`Communicator::all_gather`], for statistics.
+    /// Replaces every rank's values by their sum over ranks: the same bits on each, and the same
+    /// again for the same values.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] where another rank is gone.
-    fn all_gather_acc(
-        &self,
-        device: &D,
-        local: View<'_, D, D::Acc>,
-        all: ViewMut<'_, D, D::Acc>,
-    ) -> Result<()>;
-
-    /// Replaces every rank's values by their sum over ranks, added in rank order.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] where another rank is gone.
+    /// See [`Communicator`].
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()>;
+
+    /// As [`Communicator::all_reduce_sum`], but beside whatever the device does next. Until
+    /// [`Communicator::end_sums`] nobody touches these values, and no rank calls anything but this.
+    ///
+    /// # Errors
+    /// See [`Communicator`].
+    fn begin_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()>;
+
+    /// The sums that were begun, all of parts of `values`, are there. Values that are begun in
+    /// other pieces may get other bits.
+    ///
+    /// # Errors
+    /// See [`Communicator`].
+    fn end_sums(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()>;
 }
 
 /// One process.
@@ -53,25 +60,24 @@ impl<D: Device> Communicator<D> for Solo {
         1
     }
 
-    fn all_gather(
+    fn all_gather<T: Element>(
         &self,
         device: &D,
-        local: View<'_, D, D::Act>,
-        all: ViewMut<'_, D, D::Act>,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
     ) -> Result<()> {
         device.copy(local, all)
     }
 
-    fn all_gather_acc(
-        &self,
-        device: &D,
-        local: View<'_, D, D::Acc>,
-        all: ViewMut<'_, D, D::Acc>,
-    ) -> Result<()> {
-        device.copy(local, all)
+    fn all_reduce_sum(&self, _: &D, _: ViewMut<'_, D, D::Acc>) -> Result<()> {
+        Ok(())
     }
 
-    fn all_reduce_sum(&self, _device: &D, _values: ViewMut<'_, D, D::Acc>) -> Result<()> {
+    fn begin_sum(&self, _: &D, _: ViewMut<'_, D, D::Acc>) -> Result<()> {
+        Ok(())
+    }
+
+    fn end_sums(&self, _: &D, _: ViewMut<'_, D, D::Acc>) -> Result<()> {
         Ok(())
     }
 }

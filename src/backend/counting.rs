@@ -150,25 +150,24 @@ impl<D: Device> Communicator<Counting<D>> for Ranks {
         self.0
     }
 
-    fn all_gather(
+    fn all_gather<T: Element>(
         &self,
         _: &Counting<D>,
-        _: View<'_, Counting<D>, D::Act>,
-        _: ViewMut<'_, Counting<D>, D::Act>,
-    ) -> Result<()> {
-        unreachable!("{NOTHING}")
-    }
-
-    fn all_gather_acc(
-        &self,
-        _: &Counting<D>,
-        _: View<'_, Counting<D>, D::Acc>,
-        _: ViewMut<'_, Counting<D>, D::Acc>,
+        _: View<'_, Counting<D>, T>,
+        _: ViewMut<'_, Counting<D>, T>,
     ) -> Result<()> {
         unreachable!("{NOTHING}")
     }
 
     fn all_reduce_sum(&self, _: &Counting<D>, _: ViewMut<'_, Counting<D>, D::Acc>) -> Result<()> {
+        unreachable!("{NOTHING}")
+    }
+
+    fn begin_sum(&self, _: &Counting<D>, _: ViewMut<'_, Counting<D>, D::Acc>) -> Result<()> {
+        unreachable!("{NOTHING}")
+    }
+
+    fn end_sums(&self, _: &Counting<D>, _: ViewMut<'_, Counting<D>, D::Acc>) -> Result<()> {
         unreachable!("{NOTHING}")
     }
 }

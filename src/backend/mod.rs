@@ -14,6 +14,8 @@ pub mod tensor;
 pub mod host;
 pub mod ops;
 pub mod comm;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod counting;
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "sim"))]

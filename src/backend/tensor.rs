@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 /// What a buffer may hold.
-pub trait Element: Copy + Default + Send + Sync + PartialEq + Debug + 'static {}
+pub trait Element: bytemuck::Pod + Default + Send + Sync + PartialEq + Debug {}
 
 impl Element for f32 {}
 impl Element for f64 {}

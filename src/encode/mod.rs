@@ -32,6 +32,7 @@ use crate::backend::{Backend, Device, Element, Float, Slot, View, ViewMut};
 use crate::error::Result;
 use crate::flow::{Locks, PackedTokens, ParamTable};
 use resnet::{ResNet, ResNetActivations, ResNetGradients};
+use std::ops::Range;
 pub use text::TextBatch;
 use text::{Text, TextActivations, TextGradients, TextHead};
 use vit::{Vit, VitActivations, VitGradients};
@@ -52,6 +53,11 @@ impl<D: Device> Clone for Pass<'_, D> {
 
 impl<D: Device> Copy for Pass<'_, D> {}
 
+/// Told which places among all gradients are complete, so that they can be used while the rest
+/// is computed.
+pub type Complete<'a, D> =
+    dyn FnMut(&mut <D as Device>::Buf<<D as Device>::Acc>, Range<usize>) -> Result<()> + 'a;
+
 /// What a backward reads and adds to beside its input.
 pub struct Backward<'a, D: Device> {
     /// Where it runs.
@@ -60,12 +66,19 @@ pub struct Backward<'a, D: Device> {
     pub weights: &'a D::Weights,
     /// All gradients, in the table's order; added to.
     pub grads: &'a mut D::Buf<D::Acc>,
+    /// Told of blocks whose gradients are complete, if this is all that adds to them.
+    pub complete: &'a mut Complete<'a, D>,
 }
 
 impl<D: Device> Backward<'_, D> {
     /// The same for a forward.
     pub fn forward(&self) -> Pass<'_, D> {
         Pass { device: self.device, weights: self.weights }
+    }
+
+    /// Nothing more is added to the gradients at this place.
+    fn is_complete(&mut self, place: &Range<usize>) -> Result<()> {
+        (self.complete)(self.grads, place.clone())
     }
 }
 
@@ -319,23 +332,25 @@ impl<D: Backend> Clip<D> {
     /// Adds the gradients of the image tower's parameters to `grads` (all parameters, in the
     /// table's order), from `dout` `[n, D]`, the gradient by the features of the last
     /// [`Clip::encode_image`], whose `images` must still be what they were; none for what is
-    /// locked. Panics where there was none, or of another n.
+    /// locked. Tells of blocks whose gradients are `complete`; of other parameters they are when it
+    /// returns. Panics where there was none, or of another n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
-    pub fn backward_image(
+    pub fn backward_image<'a>(
         &mut self,
-        device: &D,
-        weights: &D::Weights,
+        device: &'a D,
+        weights: &'a D::Weights,
         images: View<'_, D, f32>,
         dout: View<'_, D, D::Act>,
-        grads: &mut D::Buf<D::Acc>,
+        grads: &'a mut D::Buf<D::Acc>,
+        complete: &'a mut Complete<'a, D>,
     ) -> Result<()> {
         let (n, values) = (self.images, self.towers.image.image_values());
         assert!(n > 0, "backward_image without encode_image");
         assert_eq!(dout.len, n * self.config.embed_dim, "dout of the last encode_image");
         assert_eq!(images.len, n * values, "images of the last encode_image");
-        let (norms, pass) = (self.norms(), &mut Backward { device, weights, grads });
+        let (norms, pass) = (self.norms(), &mut Backward { device, weights, grads, complete });
         let trained = self.locks.image.unwrap_or(usize::MAX);
         match (&self.towers.image, &mut self.buffers.image) {
             (ImageTower::Vit(vit), ImageBuffers::Vit(acts, Some(d))) => {
@@ -423,22 +438,23 @@ impl<D: Backend> Clip<D> {
 
     /// Adds the gradients of the text tower's parameters to `grads` (all parameters, in the table's
     /// order), from `dout` `[n, D]`, the gradient by the features of the last
-    /// [`Clip::encode_text`]; none for what is locked. Panics where there was none, or of another
-    /// n.
+    /// [`Clip::encode_text`]; none for what is locked. Tells what is `complete` as
+    /// [`Clip::backward_image`]. Panics where there was none, or of another n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
-    pub fn backward_text(
+    pub fn backward_text<'a>(
         &mut self,
-        device: &D,
-        weights: &D::Weights,
+        device: &'a D,
+        weights: &'a D::Weights,
         dout: View<'_, D, D::Act>,
-        grads: &mut D::Buf<D::Acc>,
+        grads: &'a mut D::Buf<D::Acc>,
+        complete: &'a mut Complete<'a, D>,
     ) -> Result<()> {
         assert!(self.captions > 0, "backward_text without encode_text");
         assert_eq!(dout.len, self.captions * self.config.embed_dim, "dout of the last encode_text");
         let Some(d) = &mut self.buffers.dtext else { return Ok(()) };
-        let pass = &mut Backward { device, weights, grads };
+        let pass = &mut Backward { device, weights, grads, complete };
         let trained = self.locks.text.unwrap_or(usize::MAX);
         self.towers.text.backward(pass, trained, &mut self.buffers.text, dout, d)
     }

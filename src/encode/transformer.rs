@@ -5,12 +5,15 @@ use super::{Backward, Packing, Pass, first, first_mut};
 use crate::backend::{Backend, Device, View};
 use crate::error::Result;
 use crate::flow::ParamTable;
+use std::ops::Range;
 
 /// Blocks `{name}0`, `{name}1`, …; one reads what the one before wrote.
 #[derive(Clone, Debug)]
 pub struct Transformer {
     /// At least one.
     pub blocks: Vec<Block>,
+    /// Where the parameters of each lie.
+    places: Vec<Range<usize>>,
 }
 
 /// What stays of a forward until its backward.
@@ -61,8 +64,13 @@ impl<D: Device> TransformerActivations<D> {
 impl Transformer {
     /// Parameters `{name}{i}.*` for `i` below `layers`, which is at least 1.
     pub fn new(table: &mut ParamTable, name: &str, layers: usize, shape: BlockShape) -> Self {
-        let block = |i| Block::new(table, &format!("{name}{i}."), shape);
-        Self { blocks: (0..layers).map(block).collect() }
+        let mut block = |i| {
+            let start = table.len();
+            let block = Block::new(table, &format!("{name}{i}."), shape);
+            (block, start..table.len())
+        };
+        let (blocks, places) = (0..layers).map(&mut block).unzip();
+        Self { blocks, places }
     }
 
     /// Fills `acts` from `x` `[S, C]`.
@@ -110,6 +118,7 @@ impl Transformer {
                 acts.latest = i;
             }
             block.backward(pass, packing, input, room, d)?;
+            pass.is_complete(&self.places[i])?;
         }
         Ok(())
     }

@@ -101,7 +101,7 @@ impl<D: Device> Column<D> {
 
     pub fn gather(&mut self, device: &D, comm: &impl Communicator<D>) -> Result<()> {
         let Some(all) = &mut self.values.all else { return Ok(()) };
-        comm.all_gather_acc(device, View::all(&self.values.local), ViewMut::all(all))
+        comm.all_gather(device, View::all(&self.values.local), ViewMut::all(all))
     }
 
     pub fn to(&mut self) -> ViewMut<'_, D, D::Acc> {

@@ -2,7 +2,10 @@
 //! second, after `flow.rs`.
 
 mod decide;
+mod places;
 mod state;
+mod sums;
+mod told;
 
 use super::objective::Objective;
 use super::pictures::Pictures;
@@ -11,15 +14,17 @@ use crate::backend::ops::contrastive::ContrastiveWorkspace;
 use crate::backend::ops::cyclic::CyclicWorkspace;
 use crate::backend::ops::rows;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
-use crate::encode::{Clip, ClipConfig, TextBatch};
+use crate::encode::{Clip, TextBatch};
 use crate::error::Result;
-use crate::flow::{Batch, Matches, PackedTokens, Place, SampleId};
+use crate::flow::{Batch, PackedTokens, SampleId};
 use crate::matching::CaptionPool;
 use crate::objective::{ClipLoss, LogitScale, Targets};
 use crate::optim::{Optimizer, Schedule};
 use decide::Pending;
+use places::Places;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use sums::Sums;
 
 /// What every step of a run has in common.
 #[derive(Clone, Debug)]
@@ -92,6 +97,7 @@ pub struct Trainer<D: Device, C: Communicator<D>> {
     model: Clip<D>,
     weights: D::Weights,
     pub(super) grads: D::Buf<D::Acc>,
+    sums: Sums,
     optimizer: Optimizer<D>,
     loss: ClipLoss<D>,
     logit_scale: LogitScale,
@@ -108,8 +114,8 @@ pub struct Trainer<D: Device, C: Communicator<D>> {
     text: Features<D>,
     /// `[N]` cosine of each picture and its own caption.
     own: D::Buf<D::Acc>,
-    /// `[G]` where the captions of all ranks came from; nobody knows but of this rank's.
-    places: Vec<Place>,
+    /// Where the pairs of all ranks came from.
+    places: Places<D>,
     steps: u64,
     /// The step under way.
     pending: Option<Pending>,
@@ -125,13 +131,6 @@ struct Features<D: Device> {
 impl<D: Device> Features<D> {
     fn new(device: &D, len: usize) -> Result<Self> {
         Ok(Self { raw: device.alloc(len)?, grad: device.alloc(len)? })
-    }
-
-    /// Rows among the first so many numbers that are not all finite.
-    fn broken_rows(&self, device: &D, width: usize, len: usize) -> Result<Vec<usize>> {
-        let raw = device.to_vec(View::of(&self.raw, 0..len))?;
-        let broken = |row: &[D::Act]| !row.iter().all(|x| x.to_f64().is_finite());
-        Ok(raw.chunks(width).enumerate().filter(|(_, row)| broken(row)).map(|(n, _)| n).collect())
     }
 }
 
@@ -162,6 +161,7 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace, C: Communicator<D>> Trainer<D, C
         let pixels = 3 * model.config().vision_cfg.image_size().pow(2);
         Ok(Self {
             grads: device.alloc(model.params().len())?,
+            sums: Sums::default(),
             loss: ClipLoss::new(&device, &comm, pairs, width, options.objective.terms())?,
             logit_scale: LogitScale { slot: model.params().slot("logit_scale") },
             pictures: Pictures::new(&device, rows, pixels, passes)?,
@@ -170,7 +170,7 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace, C: Communicator<D>> Trainer<D, C
             image: Features::new(&device, rows * passes * width)?,
             text: Features::new(&device, rows * passes * width)?,
             own: device.alloc(pairs)?,
-            places: Vec::new(),
+            places: Places::new(&device, &comm, pairs)?,
             views: options.objective.views(),
             steps: 0,
             pending: None,
@@ -350,9 +350,15 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             let (images, dout) =
                 (self.pictures.view(), View::of(&self.image.grad, self.rows(part)));
             let (device, weights) = (&self.device, &self.weights);
-            self.model.backward_image(device, weights, images, dout, &mut self.grads)?;
+            let mut complete = |grads: &mut _, place| match part {
+                0 => self.sums.complete((device, &self.comm), grads, place),
+                _ => Ok(()),
+            };
+            let grads = &mut self.grads;
+            self.model.backward_image(device, weights, images, dout, grads, &mut complete)?;
         }
-        Ok(())
+        let image = if passes > 0 { self.model.params().image() } else { 0..0 };
+        self.sums.rest((&self.device, &self.comm), &mut self.grads, image)
     }
 
     /// The gradients of all that leads to the captions' embeddings, where they are learned from,
@@ -366,9 +372,23 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
                 self.forward_text(batch, part)?;
             }
             let dout = View::of(&self.text.grad, self.rows(part));
-            self.model.backward_text(&self.device, &self.weights, dout, &mut self.grads)?;
+            let (device, weights) = (&self.device, &self.weights);
+            let mut complete = |grads: &mut _, place| match part {
+                0 => self.sums.complete((device, &self.comm), grads, place),
+                _ => Ok(()),
+            };
+            let grads = &mut self.grads;
+            self.model.backward_text(device, weights, dout, grads, &mut complete)?;
         }
-        self.comm.all_reduce_sum(&self.device, ViewMut::all(&mut self.grads))?;
+        let image = self.model.params().image();
+        let learned = match passes {
+            0 => [self.logit_scale.slot.range(), 0..0],
+            _ => [0..image.start, image.end..self.model.params().len()],
+        };
+        for place in learned {
+            self.sums.rest((&self.device, &self.comm), &mut self.grads, place)?;
+        }
+        self.sums.end((&self.device, &self.comm), &mut self.grads)?;
         if let Some(observed) = self.model.observed() {
             self.comm.all_reduce_sum(&self.device, observed)?;
         }
@@ -408,71 +428,10 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         Ok(Outcome::Stepped(Report { loss, grad_norm, lr, logit_scale, matched }))
     }
 
-    fn refuse(&self, what: &'static str, batch: &Batch) -> Result<Outcome> {
-        let (width, len) = (self.model.config().embed_dim, self.all_rows().end);
-        let mut rows = self.image.broken_rows(&self.device, width, len)?;
-        rows.extend(self.text.broken_rows(&self.device, width, len)?);
-        // Rows are pairs, view after view.
-        rows.iter_mut().for_each(|row| *row %= batch.len());
-        rows.sort_unstable();
-        rows.dedup();
-        let suspects = match rows.as_slice() {
-            [] => batch.samples.clone(),
-            rows => rows.iter().map(|&n| batch.samples[n].clone()).collect(),
-        };
-        Ok(Outcome::Refused(Refusal { what, suspects }))
-    }
-
     /// `exp(logit_scale)`.
     fn scale(&self) -> Result<f64> {
         let mut value = [D::Acc::default()];
         self.device.read_weights(&self.weights, self.logit_scale.slot, &mut value)?;
         Ok(value[0].to_f64().exp())
-    }
-
-    /// What the pool answered in the last matched step.
-    pub fn matches(&self) -> Option<&Matches> {
-        self.pool.as_ref().map(CaptionPool::latest)
-    }
-
-    /// `[N]` cosine of each picture and its own caption in the last step, matched or not.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] where the device refuses.
-    pub fn own_similarities(&self) -> Result<Vec<f32>> {
-        let own = self.device.to_vec(View::all(&self.own))?;
-        Ok(own.into_iter().map(|x| x.to_f64() as f32).collect())
-    }
-
-    /// What every step has in common.
-    pub fn options(&self) -> &StepOptions {
-        &self.options
-    }
-
-    /// Pairs of one step, all ranks.
-    pub fn pairs_per_step(&self) -> u64 {
-        (self.options.pairs() * self.comm.world_size()) as u64
-    }
-
-    /// Steps done.
-    pub fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    /// Rows in a pool and its size; `None` where there is no pool.
-    pub fn pool(&self) -> Option<(usize, usize)> {
-        self.pool.as_ref().map(|pool| (pool.filled(), pool.shape().rows))
-    }
-
-    /// What was built.
-    pub fn config(&self) -> &ClipConfig {
-        self.model.config()
-    }
-
-    /// What evaluation needs: the device, the encoders, which use running statistics until the
-    /// next step, and their parameters.
-    pub fn for_eval(&mut self) -> (&D, &mut Clip<D>, &D::Weights) {
-        self.model.set_statistics(Statistics::Running);
-        (&self.device, &mut self.model, &self.weights)
     }
 }

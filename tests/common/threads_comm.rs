@@ -12,8 +12,8 @@ pub struct ThreadsComm {
 
 struct Shared {
     barrier: Barrier,
-    /// What each rank handed in last. f64 holds every f32 and every f64.
-    values: Mutex<Vec<Vec<f64>>>,
+    /// What each rank handed in last.
+    values: Mutex<Vec<Vec<u8>>>,
 }
 
 impl ThreadsComm {
@@ -25,29 +25,17 @@ impl ThreadsComm {
     }
 
     /// What all ranks hand in, once all have.
-    fn exchange<D: Device, T: Element + Float>(
+    fn exchange<D: Device, T: Element>(
         &self,
         device: &D,
         local: View<'_, D, T>,
-    ) -> Result<Vec<Vec<f64>>> {
+    ) -> Result<Vec<Vec<T>>> {
         let local = device.to_vec(local)?;
-        let local = local.into_iter().map(Float::to_f64).collect();
-        self.shared.values.lock().unwrap()[self.rank] = local;
+        self.shared.values.lock().unwrap()[self.rank] = bytemuck::cast_slice(&local).to_vec();
         self.shared.barrier.wait();
         let all = self.shared.values.lock().unwrap().clone();
         self.shared.barrier.wait();
-        Ok(all)
-    }
-
-    fn gather<D: Device, T: Element + Float>(
-        &self,
-        device: &D,
-        local: View<'_, D, T>,
-        all: ViewMut<'_, D, T>,
-    ) -> Result<()> {
-        let values = self.exchange(device, local)?.concat();
-        let values: Vec<T> = values.into_iter().map(T::from_f64).collect();
-        device.upload(&values, all)
+        Ok(all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
     }
 }
 
@@ -60,22 +48,13 @@ impl<D: Device> Communicator<D> for ThreadsComm {
         self.shared.values.lock().unwrap().len()
     }
 
-    fn all_gather(
+    fn all_gather<T: Element>(
         &self,
         device: &D,
-        local: View<'_, D, D::Act>,
-        all: ViewMut<'_, D, D::Act>,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
     ) -> Result<()> {
-        self.gather(device, local, all)
-    }
-
-    fn all_gather_acc(
-        &self,
-        device: &D,
-        local: View<'_, D, D::Acc>,
-        all: ViewMut<'_, D, D::Acc>,
-    ) -> Result<()> {
-        self.gather(device, local, all)
+        device.upload(&self.exchange(device, local)?.concat(), all)
     }
 
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()> {
@@ -83,9 +62,17 @@ impl<D: Device> Communicator<D> for ThreadsComm {
         let ranks = self.exchange(device, view)?;
         let mut sum = vec![0.0; values.len];
         for rank in ranks {
-            sum.iter_mut().zip(rank).for_each(|(s, x)| *s += x);
+            sum.iter_mut().zip(rank).for_each(|(s, x)| *s += x.to_f64());
         }
         let sum: Vec<D::Acc> = sum.into_iter().map(D::Acc::from_f64).collect();
         device.upload(&sum, values)
+    }
+
+    fn begin_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()> {
+        self.all_reduce_sum(device, values)
+    }
+
+    fn end_sums(&self, _: &D, _: ViewMut<'_, D, D::Acc>) -> Result<()> {
+        Ok(())
     }
 }

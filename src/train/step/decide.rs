@@ -3,7 +3,7 @@
 use super::{StepOptions, Trainer};
 use crate::backend::{Backend, Communicator};
 use crate::error::Result;
-use crate::flow::{Batch, Place, SampleId};
+use crate::flow::Batch;
 use crate::matching::{CaptionPool, Variant};
 use crate::objective::Targets;
 use crate::optim::TextUpdate;
@@ -73,11 +73,9 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
 
     /// The step's embeddings, of all ranks, enter the pools.
     pub(super) fn insert(&mut self, batch: &Batch) -> Result<()> {
-        self.places.clear();
-        self.places.resize(self.comm.rank() * batch.len(), Place::UNKNOWN);
-        self.places.extend(batch.samples.iter().map(SampleId::place));
+        let places = self.places.gather(&self.device, &self.comm, batch)?;
         let insert = |pool: &mut Option<CaptionPool<D>>, rows| {
-            let insert = |pool: &mut CaptionPool<D>| pool.insert(&self.device, rows, &self.places);
+            let insert = |pool: &mut CaptionPool<D>| pool.insert(&self.device, rows, places);
             pool.as_mut().map_or(Ok(()), insert)
         };
         insert(&mut self.pool, self.loss.all_texts())?;

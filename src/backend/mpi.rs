@@ -1,0 +1,145 @@
+//! MPI moves what ranks on CPUs exchange. `mpirun` or `srun` started them.
+//!
+//! A thread of its own sums gradients while the others go on with the backward: MPI gets on with an
+//! operation only while somebody is within one of its calls. That thread has started MPI, and ends
+//! it. All calls are one after another (`MPI_THREAD_SERIALIZED`), in the order in which they were
+//! asked for.
+
+use super::cpu::{Cpu, CpuFloat};
+use super::{Communicator, Element, View, ViewMut};
+use crate::error::{Error, Result};
+use ferrompi::{MpiDatatype, ReduceOp, ThreadLevel};
+use std::any::Any;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// All ranks that were started together (`MPI_COMM_WORLD`).
+pub struct Mpi {
+    world: ferrompi::Communicator,
+    /// To the thread; closed, it ends.
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// Where the sums go that are under way, and how they come back.
+    begun: Mutex<Vec<(Range<usize>, Receiver<Summed>)>>,
+}
+
+type Job = Box<dyn FnOnce(&ferrompi::Communicator) + Send>;
+/// Values of whatever type was summed.
+type Summed = Result<Box<dyn Any + Send>, ferrompi::Error>;
+
+fn failed(error: ferrompi::Error) -> Error {
+    Error::Device(format!("MPI: {error}"))
+}
+
+impl Mpi {
+    /// Starts MPI. Once in a process.
+    ///
+    /// # Errors
+    /// [`Error::Distributed`] where MPI does not start, or its library cannot be called from two
+    /// threads in turn.
+    pub fn start() -> Result<Self> {
+        let (jobs, inbox) = channel::<Job>();
+        let (tell, told) = channel();
+        let run = move || {
+            let mpi = match ferrompi::Mpi::init_thread(ThreadLevel::Serialized) {
+                Ok(mpi) if mpi.thread_level() >= ThreadLevel::Serialized => mpi,
+                Ok(_) => {
+                    let reason = "MPI serves one thread only (MPI_THREAD_SERIALIZED is needed)";
+                    return drop(tell.send(Err(reason.to_owned())));
+                }
+                Err(error) => return drop(tell.send(Err(error.to_string()))),
+            };
+            let _ = tell.send(Ok(mpi.world()));
+            let world = mpi.world();
+            inbox.into_iter().for_each(|job| job(&world));
+        };
+        let thread = std::thread::Builder::new().name("mpi".into()).spawn(run);
+        let thread = thread.map_err(|e| Error::Distributed(format!("no thread for MPI: {e}")))?;
+        let world = told.recv().unwrap_or_else(|_| Err("its thread has ended".into()));
+        let world = world.map_err(|e| Error::Distributed(format!("MPI does not start: {e}")))?;
+        Ok(Self { world, jobs: Some(jobs), thread: Some(thread), begun: Mutex::default() })
+    }
+
+    /// Number of processes that MPI knows of.
+    pub fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    /// What rank 0 hands in, everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where another rank is gone.
+    pub fn broadcast(&self, mut said: Vec<u8>) -> Result<Vec<u8>> {
+        let mut len = [said.len() as u64];
+        self.world.broadcast(&mut len, 0).map_err(failed)?;
+        said.resize(len[0] as usize, 0);
+        self.world.broadcast(&mut said, 0).map_err(failed)?;
+        Ok(said)
+    }
+}
+
+impl Drop for Mpi {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panic stands on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    fn world_size(&self) -> usize {
+        self.size()
+    }
+
+    fn all_gather<T: Element>(
+        &self,
+        _: &Cpu<F>,
+        local: View<'_, Cpu<F>, T>,
+        all: ViewMut<'_, Cpu<F>, T>,
+    ) -> Result<()> {
+        let (local, all) = (
+            bytemuck::cast_slice::<_, u8>(local.slice()),
+            bytemuck::cast_slice_mut(all.slice_mut()),
+        );
+        self.world.allgather(local, all).map_err(failed)
+    }
+
+    fn all_reduce_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
+        self.world.allreduce_inplace(values.slice_mut(), ReduceOp::Sum).map_err(failed)
+    }
+
+    fn begin_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
+        let place = values.offset..values.offset + values.len;
+        let mut values = values.slice_mut().to_vec();
+        let (tell, told) = channel();
+        let job: Job = Box::new(move |world| {
+            let summed = world.allreduce_inplace(&mut values, ReduceOp::Sum);
+            let _ = tell.send(summed.map(|()| Box::new(values) as Box<dyn Any + Send>));
+        });
+        let jobs = self.jobs.as_ref().expect("open until it is dropped");
+        jobs.send(job).map_err(|_| Error::Device("MPI: its thread has ended".into()))?;
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push((place, told));
+        Ok(())
+    }
+
+    fn end_sums(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
+        let start = values.offset;
+        let values = values.slice_mut();
+        let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
+        for (place, told) in begun {
+            let summed = told.recv().map_err(|_| Error::Device("MPI: its thread ended".into()))?;
+            let summed = summed.map_err(failed)?;
+            let summed: &Vec<F> = summed.downcast_ref().expect("what was begun here");
+            values[place.start - start..place.end - start].copy_from_slice(summed);
+        }
+        Ok(())
+    }
+}

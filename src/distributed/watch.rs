@@ -1,0 +1,318 @@
+//! Who is alive, and at what: each rank tells rank 0 every second what it does, on a thread and a
+//! connection of their own. A rank that is gone, silent or stuck ends all of them, and one message
+//! says which.
+//!
+//! | what happens | noticed |
+//! |---|---|
+//! | a process ends without a word | when its connection closes: at once |
+//! | a rank tells of an error | at once |
+//! | a machine or the network is gone, a process is stopped | after [`SILENCE`] without a word |
+//! | a rank does not get on, and others wait for it | after `--dist-timeout` |
+
+use super::link::{Inbox, send};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a rank may say nothing, if `--dist-timeout` is not shorter.
+pub const SILENCE: Duration = Duration::from_secs(30);
+/// How often it says something.
+const PULSE: Duration = Duration::from_secs(1);
+/// How often connections are looked at.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What a rank is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// In words: `step 17 of epoch 2`.
+    pub what: String,
+    /// Whether it waits for other ranks, so that nobody need wait for it.
+    pub waits: bool,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.what.is_empty() { "starting" } else { &self.what })
+    }
+}
+
+/// Why all ranks end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// One sentence: which rank, on which machine, at what.
+    pub message: String,
+}
+
+/// One message of the watch.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    /// What the sender is at, and for how many milliseconds.
+    At(Stage, u64),
+    /// The sender is done, and will close.
+    Bye,
+    /// The sender cannot go on.
+    Failed(String),
+    /// All end.
+    End(Verdict),
+}
+
+/// One rank as others name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Peer {
+    pub rank: usize,
+    pub host: String,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} on {}", self.rank, self.host)
+    }
+}
+
+/// What this rank is at, as its thread reads it.
+#[derive(Debug)]
+struct Now {
+    stage: Stage,
+    since: Instant,
+    failed: Option<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    now: Mutex<Now>,
+    leaving: AtomicBool,
+}
+
+impl Shared {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is to say.
+    fn word(&self) -> Word {
+        let now = self.now();
+        match &now.failed {
+            Some(error) => Word::Failed(error.clone()),
+            None if self.leaving.load(Ordering::Relaxed) => Word::Bye,
+            None => Word::At(now.stage.clone(), now.since.elapsed().as_millis() as u64),
+        }
+    }
+}
+
+/// A rank's part in the watch. A clone is the same.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    shared: Arc<Shared>,
+}
+
+impl Default for Watch {
+    /// Of a process that nobody watches.
+    fn default() -> Self {
+        let now = Now { stage: Stage::default(), since: Instant::now(), failed: None };
+        Self { shared: Arc::new(Shared { now: Mutex::new(now), leaving: AtomicBool::new(false) }) }
+    }
+}
+
+impl Watch {
+    /// This rank begins something, or gets on with it: the clock starts anew.
+    pub fn enter(&self, what: impl Into<String>) {
+        self.set(Stage { what: what.into(), waits: false });
+    }
+
+    /// This rank waits for others until the guard goes; then it is at what it was before.
+    pub fn wait(&self) -> Waiting<'_> {
+        let mut now = self.shared.now();
+        let was = now.stage.clone();
+        now.stage.waits = true;
+        now.since = Instant::now();
+        Waiting { watch: self, was }
+    }
+
+    fn set(&self, stage: Stage) {
+        let mut now = self.shared.now();
+        (now.stage, now.since) = (stage, Instant::now());
+    }
+
+    /// This rank cannot go on.
+    pub(super) fn fail(&self, error: String) {
+        self.shared.now().failed = Some(error);
+    }
+
+    pub(super) fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+    }
+}
+
+/// See [`Watch::wait`].
+#[derive(Debug)]
+pub struct Waiting<'a> {
+    watch: &'a Watch,
+    was: Stage,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.watch.set(std::mem::take(&mut self.was));
+    }
+}
+
+/// What the thread of a rank has.
+pub(super) struct Sentry {
+    pub watch: Watch,
+    /// This rank.
+    pub me: Peer,
+    /// Rank 0: all others; another: rank 0.
+    pub others: Vec<(Peer, TcpStream)>,
+    /// How long a rank may be at one thing while others wait.
+    pub patience: Duration,
+    /// Told, once, why all end.
+    pub end: Box<dyn FnOnce(Verdict) + Send>,
+}
+
+/// Another rank, as heard of.
+struct Heard {
+    peer: Peer,
+    stream: TcpStream,
+    inbox: Inbox,
+    last: Instant,
+    stage: Stage,
+    /// How long it had been at that when it last said so.
+    for_ms: u64,
+    is_done: bool,
+}
+
+impl Heard {
+    fn stuck_for(&self) -> Duration {
+        Duration::from_millis(self.for_ms) + self.last.elapsed()
+    }
+
+    /// Takes in what has come. What it says of an end is the verdict.
+    fn listen(&mut self) -> Option<Verdict> {
+        while !self.is_done {
+            let message = match self.inbox.next(&self.stream) {
+                Ok(Some(message)) => message,
+                Ok(None) => return None,
+                Err(_) => return Some(self.verdict("is gone")),
+            };
+            self.last = Instant::now();
+            match serde_json::from_slice(&message) {
+                Ok(Word::At(stage, for_ms)) => (self.stage, self.for_ms) = (stage, for_ms),
+                Ok(Word::Bye) => self.is_done = true,
+                Ok(Word::Failed(error)) => {
+                    let message = format!("{} cannot go on: {error}", self.peer);
+                    return Some(Verdict { message });
+                }
+                Ok(Word::End(verdict)) => return Some(verdict),
+                Err(_) => return Some(self.verdict("talks nonsense")),
+            }
+        }
+        None
+    }
+
+    fn verdict(&self, what: &str) -> Verdict {
+        Verdict { message: format!("{} {what}; it was at: {}", self.peer, self.stage) }
+    }
+}
+
+impl Sentry {
+    /// Starts the thread.
+    pub fn start(self) -> std::io::Result<JoinHandle<()>> {
+        for (_, stream) in &self.others {
+            stream.set_nonblocking(true)?;
+        }
+        std::thread::Builder::new().name("watch".into()).spawn(move || self.run())
+    }
+
+    fn run(self) {
+        let Self { watch, me, others, patience, end } = self;
+        let now = Instant::now();
+        let heard = |(peer, stream)| Heard {
+            peer,
+            stream,
+            inbox: Inbox::default(),
+            last: now,
+            stage: Stage::default(),
+            for_ms: 0,
+            is_done: false,
+        };
+        let mut others: Vec<Heard> = others.into_iter().map(heard).collect();
+        let mut told: Option<Instant> = None;
+        loop {
+            let word = watch.shared.word();
+            let is_last = !matches!(word, Word::At(..));
+            if is_last || told.is_none_or(|told| told.elapsed() >= PULSE) {
+                tell(&others, &word);
+                told = Some(Instant::now());
+            }
+            if let Word::Failed(error) = &word {
+                // The others speak to rank 0 alone, which says it to all.
+                let message = format!("{me} cannot go on: {error}");
+                if me.rank == 0 {
+                    tell(&others, &Word::End(Verdict { message }));
+                }
+                return;
+            }
+            let lost = others.iter_mut().find_map(Heard::listen);
+            if let Some(verdict) = lost.or_else(|| judge(&watch, &me, &others, patience)) {
+                if me.rank == 0 {
+                    tell(&others, &Word::End(verdict.clone()));
+                }
+                return end(verdict);
+            }
+            if matches!(word, Word::Bye) {
+                return;
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+}
+
+/// Says it to whoever still listens. A stream that takes no more is one whose reader is silent.
+fn tell(others: &[Heard], word: &Word) {
+    let message = serde_json::to_vec(word).expect("words are JSON");
+    for other in others.iter().filter(|other| !other.is_done) {
+        let _ = send(&other.stream, &message);
+    }
+}
+
+/// Whether some rank has been silent, or at one thing, for too long.
+fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Option<Verdict> {
+    let silence = SILENCE.min(patience);
+    let active = || others.iter().filter(|other| !other.is_done);
+    if let Some(silent) = active().find(|other| other.last.elapsed() > silence) {
+        let seconds = silence.as_secs();
+        return Some(silent.verdict(&format!("has said nothing for {seconds} s")));
+    }
+    // Rank 0 alone knows of all.
+    if me.rank > 0 || active().next().is_none() {
+        return None;
+    }
+    let now = watch.shared.now();
+    let mine = (me, &now.stage, now.since.elapsed());
+    let mut all =
+        active().map(|other| (&other.peer, &other.stage, other.stuck_for())).chain([mine]);
+    let waits = |waiting: bool| {
+        all.clone().any(|(_, stage, since)| stage.waits == waiting && since > patience)
+    };
+    if !waits(true) {
+        return None;
+    }
+    let seconds = patience.as_secs();
+    // Whoever has been at it longest without waiting is whom the others wait for.
+    let busy = all.clone().filter(|(_, stage, _)| !stage.waits).max_by_key(|(_, _, since)| *since);
+    let message = match busy {
+        Some((peer, stage, since)) => format!(
+            "{peer} has been at this for {} s, and others have waited {seconds} s for it: {stage}",
+            since.as_secs()
+        ),
+        None => {
+            let (_, stage, _) = all.next()?;
+            format!("all ranks have waited {seconds} s for one another, at: {stage}")
+        }
+    };
+    Some(Verdict { message })
+}
