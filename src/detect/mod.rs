@@ -303,7 +303,8 @@ mod tests {
             from: if best > 0.0 { places[3] } else { Place::UNKNOWN },
         };
         let mut writer = RecordWriter::open(dir.path(), 1, 0).unwrap();
-        writer.append([seen(0, 0.25, 0.75), seen(1, 0.5, f32::NAN)].into_iter()).unwrap();
+        let all = [seen(0, 0.25, 0.75), seen(1, 0.5, f32::NAN)];
+        writer.append(&record::pack(all.into_iter())).unwrap();
         drop(writer);
         let seen = suspicion::suspicion(dir.path(), &places, |_, _| 0.125).unwrap();
         let cluster = |rows: &[u32], agreement, oddness: &[f32]| Cluster {

@@ -138,13 +138,17 @@ pub fn read_shards(run: &Path) -> Result<Vec<String>> {
     })
 }
 
+/// Records as they stand in a file.
+pub fn pack(records: impl Iterator<Item = Record>) -> Vec<u8> {
+    records.flat_map(Record::to_bytes).collect()
+}
+
 /// The records of an epoch under way.
 #[derive(Debug)]
 pub struct RecordWriter {
     path: PathBuf,
     file: File,
     rows: u64,
-    bytes: Vec<u8>,
 }
 
 impl RecordWriter {
@@ -170,7 +174,7 @@ impl RecordWriter {
             file.read_exact(&mut old).map_err(Error::io("read", &path))?;
             rows_of(&old).ok_or_else(|| no_records(&path))?;
         }
-        let mut writer = Self { path, file, rows, bytes: Vec::new() };
+        let mut writer = Self { path, file, rows };
         let end = HEADER as u64 + rows * BYTES as u64;
         let cut = writer.write_header().and_then(|()| writer.file.set_len(end));
         cut.map_err(Error::io("cut", &writer.path))?;
@@ -187,16 +191,19 @@ impl RecordWriter {
         &self.path
     }
 
-    /// Appends records and hands them to the operating system: first they, then their number.
+    /// Appends [`pack`]ed records and hands them to the operating system: first they, then their
+    /// number.
     ///
     /// # Errors
-    /// [`Error::Io`] where the disk refuses.
-    pub fn append(&mut self, records: impl Iterator<Item = Record>) -> Result<()> {
-        self.bytes.clear();
-        records.for_each(|record| self.bytes.extend(record.to_bytes()));
+    /// [`Error::Io`] where the disk refuses; [`Error::Format`] where these are no records.
+    pub fn append(&mut self, packed: &[u8]) -> Result<()> {
+        if !packed.len().is_multiple_of(BYTES) {
+            let reason = format!("{} bytes are no records of {BYTES}", packed.len());
+            return Err(Error::Format { path: self.path.clone(), reason });
+        }
         let end = SeekFrom::Start(HEADER as u64 + self.rows * BYTES as u64);
-        let written = self.file.seek(end).and_then(|_| self.file.write_all(&self.bytes));
-        self.rows += (self.bytes.len() / BYTES) as u64;
+        let written = self.file.seek(end).and_then(|_| self.file.write_all(packed));
+        self.rows += (packed.len() / BYTES) as u64;
         let written = written.and_then(|()| self.write_header());
         written.map_err(Error::io("write", &self.path))
     }
@@ -270,7 +277,7 @@ mod tests {
         let all = || (0..9).map(record);
         let mut writer = RecordWriter::open(dir.path(), 3, 0).unwrap();
         for step in 0..3 {
-            writer.append(all().skip(3 * step).take(3)).unwrap();
+            writer.append(&pack(all().skip(3 * step).take(3))).unwrap();
             assert_eq!(read(writer.path()).len(), 3 * step + 3, "whole after every step");
         }
         let whole = fs::read(writer.path()).unwrap();
@@ -283,7 +290,7 @@ mod tests {
             let mut resumed = RecordWriter::open(dir.path(), 3, keep).unwrap();
             let kept = resumed.rows() as usize;
             assert_eq!(kept, there.min(keep as usize));
-            resumed.append(all().skip(kept)).unwrap();
+            resumed.append(&pack(all().skip(kept))).unwrap();
             assert_eq!(fs::read(writer.path()).unwrap(), whole, "{keep}");
         }
         let left: Vec<u64> = epochs(dir.path()).unwrap().into_iter().map(|(n, _)| n).collect();
@@ -294,7 +301,8 @@ mod tests {
     fn what_is_no_file_of_records_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = RecordWriter::open(dir.path(), 0, 0).unwrap();
-        writer.append((0..3).map(record)).unwrap();
+        writer.append(&pack((0..3).map(record))).unwrap();
+        assert!(writer.append(&[0; 23]).is_err());
         let (path, whole) = (path_of(dir.path(), 0), fs::read(path_of(dir.path(), 0)).unwrap());
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         let told: Vec<_> = RecordReader::open(&path).unwrap().collect();

@@ -138,7 +138,7 @@ mod tests {
         ];
         for (epoch, records) in epochs.into_iter().enumerate() {
             let mut writer = RecordWriter::open(dir.path(), epoch as u64, 0).unwrap();
-            writer.append(records.iter().copied()).unwrap();
+            writer.append(&record::pack(records.iter().copied())).unwrap();
         }
         let places = [a, Place::UNKNOWN, b];
         let got = suspicion(dir.path(), &places, |row, other| (10 * row + other) as f32).unwrap();

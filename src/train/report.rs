@@ -68,6 +68,8 @@ pub struct Line<'a> {
     pub pairs_per_step: u64,
     /// Pairs of one epoch.
     pub samples_per_epoch: u64,
+    /// Ranks that share a step: GPUs, in open_clip's words.
+    pub ranks: usize,
     /// The step's own figures.
     pub report: &'a Report,
     /// What the pool answered, in a matched step.
@@ -104,7 +106,7 @@ impl Line<'_> {
         );
         let mut text = format!(
             "Train Epoch: {} [{seen:>width$}/{} ({percent:.0}%)] Data (t): {:.3} Batch (t): {:.3}, \
-             {rate}/s, {rate}/s/gpu LR: {:.6} Logit Scale: {:.3} Contrastive_loss: {loss} \
+             {rate}/s, {each}/s/gpu LR: {:.6} Logit Scale: {:.3} Contrastive_loss: {loss} \
              Loss: {loss}",
             self.epoch,
             self.samples_per_epoch,
@@ -113,6 +115,7 @@ impl Line<'_> {
             self.report.lr,
             self.report.logit_scale,
             rate = significant(rate, 6),
+            each = significant(rate / self.ranks as f64, 6),
         );
         if let Some((filled, rows)) = self.pool {
             text += &format!(" Pool: {filled}/{rows}");

@@ -1,6 +1,8 @@
 //! The loop over steps: from where, until when, what is kept and what is told.
 
 mod parts;
+mod save;
+mod together;
 
 use super::curve;
 use super::log::Log;
@@ -79,17 +81,22 @@ pub struct Run<'a, D: Backend, C: Communicator<D>> {
     pub options: RunOptions,
     /// Where it is told.
     pub log: Log,
+    /// The ranks that train together.
+    pub group: Group,
     /// Set from outside to stop at the next step.
     pub stop: &'a AtomicBool,
     /// Called every [`RunOptions::eval_frequency`] epochs; `None`: never.
     pub evaluate: Option<Box<Evaluate<'a, D, C>>>,
-    folder: Folder,
+    /// On rank 0.
+    folder: Option<Folder>,
     position: Position,
     /// Which part of the epoch that is.
     part: usize,
     /// Pairs of this epoch that a step was made of: refused ones are not.
     trained: u64,
     nonfinite: u64,
+    /// What was not told to rank 0 yet.
+    told: Told,
     /// Which pairs are safe, for an objective that asks.
     safe: Option<SafeSet>,
 }
@@ -130,14 +137,17 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         loader: Loader,
         options: RunOptions,
         log: Log,
+        group: Group,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
-        let folder = Folder::open(&options.folder.join("checkpoints"))?;
+        let open = || Folder::open(&options.folder.join("checkpoints"));
+        let folder = group.is_first().then(open).transpose()?;
         Ok(Self {
             trainer,
             loader,
             options,
             log,
+            group,
             stop,
             evaluate: None,
             folder,
@@ -145,6 +155,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             part: 0,
             trained: 0,
             nonfinite: 0,
+            told: Told::default(),
             safe: None,
         })
     }
@@ -156,31 +167,39 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     /// # Errors
     /// [`Error::Format`] where none verifies, or it belongs to a run with other settings.
     pub fn resume(&mut self, from: &str) -> Result<()> {
-        let (path, state) = if from == "latest" {
-            let Some(found) = self.folder.latest()? else {
-                self.log.info("no checkpoint found to resume; starting from the beginning");
-                return Ok(());
-            };
-            for error in &found.passed_over {
-                self.log.warn(format!("passed over {error}"));
-            }
-            (found.path, found.state)
-        } else {
-            let path = PathBuf::from(from);
-            let state = file::read(&path)?;
-            (path, state)
+        let Some((path, state)) = self.find(from)? else {
+            self.log.info("no checkpoint found to resume; starting from the beginning");
+            return Ok(());
         };
         self.check_identity(&state, &path)?;
         self.trainer.load(&state, &path)?;
-        self.position = state.value(&path, "position")?;
+        self.position = self.loader.own_lanes(state.value(&path, "position")?)?;
         self.trained = state.value(&path, "trained")?;
         self.nonfinite = state.value(&path, "nonfinite")?;
         // Checkpoints of old have no parts.
         self.part = state.value::<Option<usize>>(&path, "part")?.unwrap_or(0);
         self.safe = SafeSet::load(&state, &path)?;
         let (epoch, step) = (self.position.epoch, self.trainer.steps());
+        self.all_have(&path, &state)?;
         self.log.info(format!("resumed {} (epoch {epoch}, step {step})", path.display()));
         Ok(())
+    }
+
+    /// The checkpoint that all ranks go on from: rank 0 finds it, the others read the same file.
+    fn find(&mut self, from: &str) -> Result<Option<(PathBuf, State)>> {
+        if from != "latest" {
+            return Ok(Some((from.into(), file::read(Path::new(from))?)));
+        }
+        let found = self.folder.as_ref().map(Folder::latest).transpose()?.flatten();
+        for error in found.iter().flat_map(|found| &found.passed_over) {
+            self.log.warn(format!("passed over {error}"));
+        }
+        let path = self.from_first(found.as_ref().map(|found| &found.path))?;
+        match (found, path) {
+            (Some(Found { path, state, .. }), _) => Ok(Some((path, state))),
+            (None, Some(path)) => Ok(Some((path.clone(), file::read(&path)?))),
+            (None, None) => Ok(None),
+        }
     }
 
     fn check_identity(&self, state: &State, path: &Path) -> Result<()> {
@@ -225,51 +244,78 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     fn train_part(&mut self, part: Part) -> Result<Ended> {
-        let Position { epoch, next_seq, batches, .. } = self.position;
-        let ledger = self.options.folder.join("skips.jsonl");
-        let mut ledger = Ledger::open(&ledger, epoch, next_seq)?;
-        let mut records = self.open_records()?;
+        let Position { epoch, batches, .. } = self.position;
         let steps = self.samples(part) / self.trainer.pairs_per_step();
+        let mut books = self.open_books()?;
         self.log.start_bar(epoch, self.options.epochs, batches, steps);
         let mut batches = self.open_part(part)?;
         let (mut window, mut began) = (Window::new(), Instant::now());
-        let mut coming = Fetched::next(&mut batches);
-        while let Some(Fetched { batch, position, entries, stats, wait }) = coming? {
+        let (mut ahead, mut saved, mut is_over) = (None, self.position.batches, false);
+        loop {
+            let next = self.next(&mut batches, ahead.take())?;
+            let decision = self.agree(&mut books, next.as_ref())?;
+            if decision == Decision::Stop {
+                self.log.end_bar();
+                return Ok(Ended::Stopped(self.save_step()?));
+            }
+            self.save_now_and_then(&mut saved);
+            is_over = next.is_none();
+            let (Decision::Step, Some(next)) = (decision, next) else { break };
+            let Fetched { batch, position, entries, stats, wait } = next;
+            self.enter("step");
             self.trainer.enqueue(&batch, epoch)?;
-            let ahead = self.fetch_ahead(&mut batches);
+            ahead = self.fetch_ahead(&mut batches);
             let outcome = self.trainer.finish(&batch)?;
             window.data.add(wait);
             window.batch.add(began.elapsed().as_secs_f64());
             began = Instant::now();
             self.position = position;
-            ledger.record(&entries)?;
+            self.note(entries);
             match outcome {
                 Outcome::Stepped(report) => {
-                    self.record(records.as_mut(), &batch, &report)?;
+                    self.record(&batch, &report)?;
                     self.tell(&report, &mut window, stats, part)?;
                 }
-                Outcome::Refused(refusal) => self.tell_refusal(&refusal, &batch)?,
+                Outcome::Refused(refusal) => self.tell_refusal(&refusal)?,
             }
             batches.recycle(batch);
             self.log.advance_bar(self.position.batches);
-            if self.stop.load(Ordering::Relaxed) {
-                self.log.end_bar();
-                return Ok(Ended::Stopped(self.save_step()?));
-            }
-            if self
-                .options
-                .save_every_steps
-                .is_some_and(|n| self.position.batches.is_multiple_of(n))
-            {
-                self.save_or_warn(Self::save_step);
-            }
-            coming = ahead.unwrap_or_else(|| Fetched::next(&mut batches));
         }
-        ledger.record(&batches.take_entries())?;
         self.log.end_bar();
-        self.position = batches.position().clone();
+        if is_over {
+            self.note(batches.take_entries());
+            self.position = batches.position().clone();
+        }
+        // What came behind the last batch.
+        self.agree(&mut books, None)?;
         self.tell_part(part, window.loss)?;
         Ok(Ended::Epoch)
+    }
+
+    /// The next batch, waited for if it is not here; none after a signal.
+    fn next(&self, batches: &mut Epoch, ahead: Option<Result<Option<Fetched>>>) -> Result<Option<Fetched>> {
+        self.enter("reading");
+        match ahead {
+            _ if self.stop.load(Ordering::Relaxed) => Ok(None),
+            Some(ahead) => ahead,
+            None => Fetched::next(batches),
+        }
+    }
+
+    /// Tells the watch what this rank does.
+    fn enter(&self, what: &str) {
+        let (epoch, step) = (self.position.epoch, self.trainer.steps());
+        self.group.watch().enter(format!("{what}, epoch {epoch}, step {step}"));
+    }
+
+    /// A checkpoint every so many steps, if so asked, unless one of these was `saved` already.
+    fn save_now_and_then(&mut self, saved: &mut u64) {
+        let done = self.position.batches;
+        let is_due = |every: u64| done.is_multiple_of(every) && done > *saved;
+        if self.options.save_every_steps.is_some_and(is_due) {
+            self.save_or_warn(Self::save_step);
+            *saved = done;
+        }
     }
 
     /// The batch after the one that the device works on, its pictures on their way there; `None`
@@ -279,40 +325,6 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         let next = batches.is_ready().then(|| Fetched::next(batches))?;
         Some(next.and_then(|next| {
             next.map(|next| self.trainer.prefetch(&next.batch).map(|()| next)).transpose()
-        }))
-    }
-
-    /// Where the pairs of this epoch are told of, if they are to be.
-    fn open_records(&mut self) -> Result<Option<RecordWriter>> {
-        if !self.options.record_matches {
-            return Ok(None);
-        }
-        let (folder, trained) = (&self.options.folder, self.trained);
-        record::write_shards(folder, self.loader.shards().iter().map(|shard| &*shard.name))?;
-        let records = RecordWriter::open(folder, self.position.epoch, trained)?;
-        if records.rows() < trained {
-            let (path, rows) = (records.path().display(), records.rows());
-            self.log.warn(format!("{path} has {rows} of the epoch's first {trained} pairs"));
-        }
-        Ok(Some(records))
-    }
-
-    /// What a step saw of each of its pairs.
-    fn record(
-        &mut self,
-        records: Option<&mut RecordWriter>,
-        batch: &Batch,
-        report: &Report,
-    ) -> Result<()> {
-        self.trained += batch.len() as u64;
-        let Some(records) = records else { return Ok(()) };
-        let own = self.trainer.own_similarities()?;
-        let matches = self.trainer.matches().filter(|_| report.matched);
-        records.append(batch.samples.iter().enumerate().map(|(n, sample)| Record {
-            pair: sample.place(),
-            own: own[n],
-            best: matches.map_or(f32::NAN, |matches| matches.score[n]),
-            from: matches.map_or(Place::UNKNOWN, |matches| matches.from[n]),
         }))
     }
 
@@ -336,7 +348,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             report,
             matches: self.trainer.matches().filter(|_| report.matched),
             pool: self.trainer.pool(),
-            tally: &self.position.tally,
+            tally: &self.tally(),
+            ranks: self.group.world_size(),
             stats,
         };
         self.log.metric(&line.json(window))?;
@@ -349,22 +362,25 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     /// Names the pairs of a refused step, and gives up after too many in a row.
-    fn tell_refusal(&mut self, refusal: &Refusal, batch: &Batch) -> Result<()> {
+    fn tell_refusal(&mut self, refusal: &Refusal) -> Result<()> {
         self.nonfinite += 1;
-        let names: Vec<String> = refusal.suspects.iter().map(ToString::to_string).collect();
+        let mut names = self.all_suspects(refusal)?;
+        if !self.group.is_first() {
+            return Ok(());
+        }
         self.log.append_json(
             "nonfinite.jsonl",
             &json!({ "epoch": self.position.epoch, "step": self.trainer.steps(),
                      "what": refusal.what, "samples": names }),
         )?;
-        let (what, limit) = (refusal.what, self.options.max_nonfinite);
-        let some = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let (what, limit, count) = (refusal.what, self.options.max_nonfinite, names.len());
+        names.truncate(3);
         let message = format!(
-            "the {what} of a step is not finite; nothing was changed ({} of {limit} in a row). {} \
-             of its {} pairs are listed in nonfinite.jsonl: {some}, …",
+            "the {what} of a step is not finite; nothing was changed ({} of {limit} in a row). \
+             {count} of its {} pairs are listed in nonfinite.jsonl: {}, …",
             self.nonfinite,
-            names.len(),
-            batch.len()
+            self.trainer.pairs_per_step(),
+            names.join(", "),
         );
         if self.nonfinite < limit {
             self.log.warn(message);
@@ -376,7 +392,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     fn tell_part(&mut self, part: Part, loss: Meter) -> Result<()> {
-        let Position { epoch, tally, .. } = &self.position;
+        let (epoch, tally) = (self.position.epoch, self.tally());
         if tally.delivered == 0 && part.pairs == Pairs::All {
             let pattern = self.loader.config().shards.clone();
             let reason = format!("no batch could be filled in epoch {epoch}: {tally}");
@@ -408,6 +424,10 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
 
     fn eval(&mut self, done: u64) -> Result<()> {
         let Some(evaluate) = &mut self.evaluate else { return Ok(()) };
+        // The others have the same model, and go on.
+        if !self.group.is_first() {
+            return Ok(());
+        }
         let figures = evaluate(&mut self.trainer)?;
         let text: Vec<String> = figures.iter().map(|(k, v)| format!("{k}: {v:.4}")).collect();
         self.log.info(format!("Eval Epoch: {done} {}", text.join("\t")));
@@ -415,73 +435,5 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         object["epoch"] = done.into();
         object["step"] = self.trainer.steps().into();
         self.log.append_json("results.jsonl", &object)
-    }
-
-    fn state(&self) -> Result<State> {
-        let mut state = State::default();
-        self.trainer.save(&mut state)?;
-        let mut put = |name: &str, value: Value| state.values.insert(name.into(), value);
-        put("position", json!(self.position));
-        put("part", json!(self.part));
-        put("trained", json!(self.trained));
-        put("nonfinite", json!(self.nonfinite));
-        put("identity", json!(self.options.identity));
-        put("model", self.options.model_json.clone());
-        put("version", json!(env!("CARGO_PKG_VERSION")));
-        self.safe.iter().for_each(|safe| safe.save(&mut state));
-        Ok(state)
-    }
-
-    fn save_step(&mut self) -> Result<PathBuf> {
-        let path = self.folder.step(self.trainer.steps());
-        file::write(&path, &self.state()?)?;
-        self.folder.drop_steps_but(&path)?;
-        Ok(path)
-    }
-
-    fn save_epoch(&mut self) -> Result<PathBuf> {
-        let epoch = self.position.epoch;
-        let path = self.folder.epoch(epoch);
-        file::write(&path, &self.state()?)?;
-        self.folder.drop_steps_but(&path)?;
-        if self.options.delete_previous {
-            let previous = self.folder.epoch(epoch.saturating_sub(self.options.save_frequency));
-            match std::fs::remove_file(&previous) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", previous)(e));
-                }
-                _ => {}
-            }
-        }
-        Ok(path)
-    }
-
-    /// A checkpoint that cannot be written (a full disk) leaves the last one and the training
-    /// alone.
-    fn save_or_warn(&mut self, save: fn(&mut Self) -> Result<PathBuf>) {
-        if let Err(error) = save(self) {
-            self.log.warn(format!("no checkpoint this time, training goes on: {error}"));
-        }
-    }
-
-    /// The model as others read it, and the curve of the loss.
-    fn finish(&mut self) -> Result<()> {
-        let mut state = State::default();
-        self.trainer.save_weights(&mut state)?;
-        let folder = &self.options.folder;
-        let TransformConfig { mean, std, .. } = self.loader.config().transform;
-        let training = Training::of_run(folder, self.trainer.steps())?;
-        let export = Export {
-            config: self.trainer.config(),
-            normalization: (mean, std),
-            tensors: tensors_of(state, self.trainer.steps()),
-            card: Card::Trained(training),
-        };
-        export.write(folder, true)?;
-        let losses = self.log.losses()?;
-        let chart = curve::draw("loss by step", &losses);
-        self.log.info(format!("finished after {} steps\n{chart}", self.trainer.steps()));
-        self.log.info(format!("model: {} (opens in open_clip as local-dir:)", folder.display()));
-        Ok(())
     }
 }

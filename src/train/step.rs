@@ -85,8 +85,11 @@ pub struct Report {
 pub struct Refusal {
     /// What was not finite.
     pub what: &'static str,
-    /// The pairs whose own features are not finite; the whole batch where all features are.
+    /// The pairs of this rank whose own features are not finite; the whole batch where all
+    /// features are.
     pub suspects: Vec<SampleId>,
+    /// Whether these are such pairs.
+    pub singled_out: bool,
 }
 
 /// A model being trained.

@@ -31,7 +31,8 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
             [] => batch.samples.clone(),
             rows => rows.iter().map(|&n| batch.samples[n].clone()).collect(),
         };
-        Ok(Outcome::Refused(Refusal { what, suspects }))
+        let singled_out = !rows.is_empty();
+        Ok(Outcome::Refused(Refusal { what, suspects, singled_out }))
     }
 
     /// What the pool answered in the last matched step.
