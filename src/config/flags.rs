@@ -127,6 +127,11 @@ pub struct DataArgs {
     /// Samples in the shuffle buffer; 1 keeps the order of the shards' files
     #[arg(long, default_value_t = 5000, value_name = "SAMPLES")]
     pub shuffle: usize,
+    /// Parts that the shards of an epoch are cut into; each rank reads its own. What a run learns
+    /// from depends on it, not on the number of ranks, which must divide it [default: the number of
+    /// ranks]
+    #[arg(long, value_name = "LANES")]
+    pub lanes: Option<usize>,
     /// Threads that decode and augment; the batches do not depend on it
     #[arg(long, default_value_t = 4, value_name = "THREADS")]
     pub workers: usize,

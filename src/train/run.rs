@@ -225,9 +225,9 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     fn train_part(&mut self, part: Part) -> Result<Ended> {
-        let Position { epoch, next_seq, batches, .. } = self.position;
+        let Position { epoch, batches, .. } = self.position;
         let ledger = self.options.folder.join("skips.jsonl");
-        let mut ledger = Ledger::open(&ledger, epoch, next_seq)?;
+        let mut ledger = Ledger::open(&ledger, epoch, |lane| self.position.next_seq(lane))?;
         let mut records = self.open_records()?;
         let steps = self.samples(part) / self.trainer.pairs_per_step();
         self.log.start_bar(epoch, self.options.epochs, batches, steps);
@@ -336,7 +336,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             report,
             matches: self.trainer.matches().filter(|_| report.matched),
             pool: self.trainer.pool(),
-            tally: &self.position.tally,
+            tally: &self.position.tally(),
             stats,
         };
         self.log.metric(&line.json(window))?;
@@ -376,7 +376,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     fn tell_part(&mut self, part: Part, loss: Meter) -> Result<()> {
-        let Position { epoch, tally, .. } = &self.position;
+        let (epoch, tally) = (self.position.epoch, self.position.tally());
         if tally.delivered == 0 && part.pairs == Pairs::All {
             let pattern = self.loader.config().shards.clone();
             let reason = format!("no batch could be filled in epoch {epoch}: {tally}");

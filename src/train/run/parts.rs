@@ -31,8 +31,7 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
             }
             self.part += 1;
             // Pairs are numbered through, so that the ledger keeps the lines of the part before.
-            let Position { epoch, next_seq, .. } = self.position;
-            self.position = Position { next_seq, ..Position::start_of(epoch) };
+            self.position = self.position.rewound();
         }
     }
 
@@ -118,7 +117,8 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
     fn similarities(&mut self) -> Result<Option<Vec<Scored>>> {
         let loader = self.loader.varied(|config| {
             (config.mode, config.views, config.drop_last) = (Mode::Eval, 1, false);
-            (config.shuffle, config.rank, config.world_size) = (0, 0, 1);
+            config.shuffle = 0;
+            (config.lanes, config.rank, config.world_size) = (1, 0, 1);
         })?;
         let mut batches = loader.epoch(Position::start_of(self.position.epoch))?;
         let (device, model, weights) = self.trainer.for_eval();
