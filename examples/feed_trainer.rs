@@ -42,7 +42,8 @@ fn main() -> roclip::Result<()> {
     let transform = TransformConfig::new(224, Augment::clip());
     let config = LoaderConfig { shards, seed: 1, transform, ..LoaderConfig::default() };
     let loader = Loader::new(config)?;
-    let mut ledger = arguments.next().map(|path| Ledger::open(path.as_ref(), 0, 0)).transpose()?;
+    let mut ledger =
+        arguments.next().map(|path| Ledger::open(path.as_ref(), 0, |_| 0)).transpose()?;
     let mut trainer = Trainer::default();
     // A trainer that is resumed begins at the position that its checkpoint holds.
     for number in 0..EPOCHS {
@@ -58,7 +59,7 @@ fn main() -> roclip::Result<()> {
                 ledger.record(&epoch.take_entries())?;
             }
         }
-        let (tally, stats) = (&epoch.position().tally, epoch.stats());
+        let (tally, stats) = (epoch.position().tally(), epoch.stats());
         let rate = tally.delivered as f64 / started.elapsed().as_secs_f64();
         println!("epoch {number}: {tally}");
         println!("  {rate:.0} pairs/s; the trainer waited {:.1?}", stats.consumer_wait);

@@ -15,6 +15,7 @@ mod grad;
 mod half;
 mod interop;
 mod jpeg;
+mod lanes;
 mod loader_bench;
 mod locks;
 mod matching;

@@ -106,9 +106,10 @@ fn going_on_reads_nothing_again_that_was_delivered() {
         for (number, entry) in order.iter().enumerate() {
             let turn = if number == first { 0 } else { 1 };
             let mut bytes = std::fs::read(entry.path()).unwrap();
-            let read = match position.cursor.turn {
+            let place = &position.lanes[0];
+            let read = match place.cursor.turn {
                 now if turn < now => bytes.len() as u64,
-                now if turn == now => position.cursor.anchor.offset,
+                now if turn == now => place.cursor.anchor.offset,
                 _ => 0,
             };
             // Two headers, a picture and a short caption.
@@ -116,7 +117,7 @@ fn going_on_reads_nothing_again_that_was_delivered() {
                 let picture = png(number as u32 * 20 + held.index).len().next_multiple_of(512);
                 held.offset + picture as u64 + 3 * 512
             };
-            let held = position.buffer.iter().filter(|held| held.turn == turn);
+            let held = place.buffer.iter().filter(|held| held.turn == turn);
             let held: Vec<_> = held.map(|held| held.offset..end(held)).collect();
             let is_held = |at: u64| held.iter().any(|pair| pair.contains(&at));
             for at in (0..read.min(bytes.len() as u64)).filter(|&at| !is_held(at)) {

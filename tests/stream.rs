@@ -1,6 +1,6 @@
 //! Goal: the same shards give the same batches, whoever reads them, however often interrupted;
 //! and the formats are those that Python's tools mean.
-//! Method: SHA-256 of every batch under different threads, positions and ranks; values of CPython's
+//! Method: SHA-256 of every batch under different threads and positions; values of CPython's
 //! tarfile and of webdataset (`golden/make_stream.py`).
 
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ fn resuming_after_any_batch_continues_byte_for_byte() {
             let stored = serde_json::to_string(position).unwrap();
             let rest = load_from(config.clone(), serde_json::from_str(&stored).unwrap());
             assert_eq!(rest.hashes, whole.hashes[done + 1..], "after batch {done}");
-            let later = |e: &&Entry| e.seq >= position.next_seq;
+            let later = |e: &&Entry| e.seq >= position.next_seq(0);
             let expected: Vec<_> = whole.entries.iter().filter(later).cloned().collect();
             assert_eq!(rest.entries, expected, "after batch {done}");
             assert_eq!(rest.tally, whole.tally, "after batch {done}");
@@ -82,11 +82,11 @@ fn an_interrupted_ledger_ends_as_the_uninterrupted_one() {
     let config = training(&dirty_shards(dir.path()));
     let whole = load(config.clone());
     let path = dir.path().join("skips.jsonl");
-    Ledger::open(&path, 0, 0).unwrap().record(&whole.entries).unwrap();
+    Ledger::open(&path, 0, |_| 0).unwrap().record(&whole.entries).unwrap();
     let expected = std::fs::read(&path).unwrap();
     let position = &whole.positions[4];
     // The run went on beyond its last checkpoint before it died.
-    let mut ledger = Ledger::open(&path, position.epoch, position.next_seq).unwrap();
+    let mut ledger = Ledger::open(&path, position.epoch, |lane| position.next_seq(lane)).unwrap();
     ledger.record(&load_from(config, position.clone()).entries).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), expected);
 }
@@ -156,42 +156,6 @@ fn captions_are_augmented_when_asked() {
     assert_ne!(fresh, at(CaptionAugmentation::FreshEachEpoch, 1));
     assert_eq!(fresh, at(CaptionAugmentation::OncePerRun, 0));
     assert_eq!(fresh, at(CaptionAugmentation::OncePerRun, 1));
-}
-
-#[test]
-fn ranks_share_the_batches_of_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = training(&write_shards(dir.path(), 3, 17));
-    let whole = load(LoaderConfig { batch_size: 12, ..config.clone() });
-    let parts: Vec<_> =
-        (0..3).map(|rank| load(LoaderConfig { rank, world_size: 3, ..config.clone() })).collect();
-    let rows = |run: &Outcome, n: usize, size: usize| run.keys[n * size..(n + 1) * size].to_vec();
-    assert_eq!(whole.hashes.len(), 4);
-    for step in 0..4 {
-        let together: Vec<_> = parts.iter().flat_map(|part| rows(part, step, 4)).collect();
-        assert_eq!(together, rows(&whole, step, 12));
-    }
-}
-
-#[test]
-fn ranks_tell_each_pair_once_even_among_damage() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = LoaderConfig { drop_last: false, ..training(&dirty_shards(dir.path())) };
-    let alone = load(config.clone());
-    let parts: Vec<_> =
-        (0..3).map(|rank| load(LoaderConfig { rank, world_size: 3, ..config.clone() })).collect();
-    let mut together: Vec<_> = parts.iter().flat_map(|part| part.keys.clone()).collect();
-    together.sort();
-    let mut expected = alone.keys.clone();
-    expected.sort();
-    assert_eq!(together, expected);
-    let skipped: u64 = parts.iter().map(|part| part.tally.skipped).sum();
-    assert_eq!(skipped, alone.tally.skipped);
-    let mut entries: Vec<_> = parts.iter().flat_map(|part| part.entries.clone()).collect();
-    entries.sort_by_key(|e| (e.seq, e.is_pair()));
-    let mut expected = alone.entries.clone();
-    expected.sort_by_key(|e| (e.seq, e.is_pair()));
-    assert_eq!(entries, expected);
 }
 
 #[test]

@@ -51,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "objective",
             "optim",
             "train",
+            "distributed",
             "backend",
             "error",
             "flow",

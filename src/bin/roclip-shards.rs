@@ -284,7 +284,7 @@ fn run_verify(args: &VerifyArgs, progress: &Progress) -> Done {
     let shards = args.input.shards()?;
     let decode = DecodeLimits { max_pixels: args.max_image_pixels, ..Default::default() };
     let options = VerifyOptions { fields: args.input.fields(), decode, ..Default::default() };
-    let mut ledger = args.ledger.as_ref().map(|path| Ledger::open(path, 0, 0)).transpose()?;
+    let mut ledger = args.ledger.as_ref().map(|path| Ledger::open(path, 0, |_| 0)).transpose()?;
     Ok(Box::new(verify(&shards, &options, ledger.as_mut(), progress)?))
 }
 

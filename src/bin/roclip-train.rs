@@ -1,15 +1,18 @@
 //! `roclip-train`: trains CLIP on shards. Flags become options, options become stages, stages run;
 //! the rest is in the library.
 
-use roclip::backend::{Backend, Communicator, Device, HostAlloc, Solo};
-use roclip::config::{self, Args, Assembled, Parsed, Settings, Work};
-use roclip::data::count::count_pairs;
-use roclip::data::loader::{Loader, LoaderConfig};
+use roclip::backend::{Backend, Communicator, Device, HostAlloc};
+use roclip::checkpoint::{Folder, file};
+use roclip::config::{self, Args, Assembled, Parsed, RankedWork, Settings, Work};
+use roclip::data::count::{Counts, count_pairs};
+use roclip::data::loader::{Loader, LoaderConfig, Sampling};
 use roclip::data::transform::TransformConfig;
+use roclip::distributed::{Group, GroupOptions, Launch, Verdict};
 use roclip::encode::{self, ClipConfig, Embedder, EmbedderRoom, Keep};
 use roclip::error::{Error, Result, quoted, redact};
 use roclip::eval::attack::Attacks;
 use roclip::eval::{Templates, ZeroShot};
+use roclip::flow::State;
 use roclip::matching::PoolSize;
 use roclip::optim::{AdamWOptions, DecayRule};
 use roclip::train::log::Log;
@@ -24,61 +27,102 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// A signal stopped the run and a checkpoint holds it: `EX_TEMPFAIL`, "try again".
 const STOPPED: u8 = 75;
 
 fn main() -> ExitCode {
-    match start() {
+    let launch = match Launch::from_env() {
+        Ok(launch) => launch,
+        Err(error) => return refused(&error),
+    };
+    match start(&launch) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("roclip-train: {error}");
-            ExitCode::from(match error {
-                Error::Option { .. } => 2,
-                Error::NonFinite(_) => 3,
-                _ => 1,
-            })
-        }
+        Err(error) => refused(&error),
     }
 }
 
-fn start() -> Result<ExitCode> {
+fn refused(error: &Error) -> ExitCode {
+    eprintln!("roclip-train: {error}");
+    ExitCode::from(match error {
+        Error::Option { .. } => 2,
+        Error::NonFinite(_) => 3,
+        _ => 1,
+    })
+}
+
+fn start(launch: &Launch) -> Result<ExitCode> {
     let (args, settings) = match config::parse(std::env::args_os())? {
         Parsed::Run(args, settings) => (args, settings),
-        Parsed::Print(text, 0) => {
-            print!("{text}");
-            return Ok(ExitCode::SUCCESS);
-        }
+        // All ranks have the same flags: one tells what is wrong with them.
         Parsed::Print(text, code) => {
-            eprint!("{text}");
+            match code {
+                _ if launch.rank > 0 => {}
+                0 => print!("{text}"),
+                _ => eprint!("{text}"),
+            }
             return Ok(ExitCode::from(code as u8));
         }
     };
     let assembled = config::assemble(&args, &settings)?;
-    args.model.device.run(args.model.threads, Job { args: &args, settings, assembled })
+    if args.run.plan {
+        if launch.rank == 0 {
+            let plan = Plan { args: &args, world_size: launch.world_size, assembled };
+            print!("{}", args.model.device.run(args.model.threads, plan)?);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let timeout = Duration::from_secs(args.run.dist_timeout);
+    let options = GroupOptions { timeout, end: Box::new(end_with) };
+    let job = Job { args: &args, settings, assembled };
+    config::run_ranks(args.model.device, args.model.threads, launch, options, job)
 }
 
-/// Plans or trains, as asked.
+/// Another rank is gone; this one may be waiting for it for ever.
+fn end_with(verdict: Verdict) {
+    if verdict.speaks {
+        eprintln!("roclip-train: {}; all ranks end", verdict.message);
+    }
+    std::process::exit(STOPPED.into());
+}
+
+/// What `--plan` prints.
+struct Plan<'a> {
+    args: &'a Args,
+    world_size: usize,
+    assembled: Assembled,
+}
+
+impl Work for Plan<'_> {
+    type Done = String;
+
+    fn on<D: Backend>(self, device: D) -> Result<String> {
+        plan(&device, self.args, self.world_size, self.assembled)
+    }
+}
+
+/// Trains.
 struct Job<'a> {
     args: &'a Args,
     settings: Settings,
     assembled: Assembled,
 }
 
-impl Work for Job<'_> {
+impl RankedWork for Job<'_> {
     type Done = ExitCode;
 
-    fn on<D: Backend>(self, device: D) -> Result<ExitCode> {
-        let Self { args, settings, assembled } = self;
-        if args.run.plan {
-            print!("{}", plan(&device, args, assembled)?);
-            return Ok(ExitCode::SUCCESS);
-        }
+    fn on<D: Backend, C: Communicator<D>>(
+        self,
+        device: D,
+        comm: C,
+        group: &Group,
+    ) -> Result<ExitCode> {
         let stop = stop_on_signals()?;
-        match train(device, Solo, args, settings, assembled, &stop)? {
-            End::Finished => Ok(ExitCode::SUCCESS),
-            End::Interrupted(_) => Ok(ExitCode::from(STOPPED)),
-        }
+        Ok(match train((device, comm, group), self, &stop)? {
+            End::Finished => ExitCode::SUCCESS,
+            End::Interrupted(_) => ExitCode::from(STOPPED),
+        })
     }
 }
 
@@ -98,25 +142,27 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 fn train<D: Backend, C: Communicator<D>>(
-    device: D,
-    comm: C,
-    args: &Args,
-    settings: Settings,
-    assembled: Assembled,
+    (device, comm, group): (D, C, &Group),
+    Job { args, settings, assembled }: Job<'_>,
     stop: &AtomicBool,
 ) -> Result<End> {
     let Assembled { model: config, pretrained, loader, eval, adamw, decay, mut identity, notes } =
         assembled;
+    // The time is in it.
+    let folder = args.run.logs.join(group.first_has(name(args))?);
+    if group.is_first() {
+        refuse_to_overwrite(args, &folder)?;
+    }
     let memory = HostAlloc::of(&device);
-    let (loader, eval) =
-        (LoaderConfig { memory: memory.clone(), ..loader }, LoaderConfig { memory, ..eval });
-    let evaluation = Evaluation::open(args, eval)?;
-    let loader = Loader::new(loader)?;
+    let lanes = lanes(args, &folder, group)?;
+    let (rank, world_size) = (group.rank(), group.world_size());
+    let loader = LoaderConfig { memory: memory.clone(), lanes, rank, world_size, ..loader };
+    let evaluation = Evaluation::open(args, LoaderConfig { memory, ..eval })?;
+    let (loader, pairs) = counted(args, Loader::new(loader)?, group)?;
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
-    identity.insert("shards".into(), shards);
-    let pairs = pairs(args, &loader)?;
-    let loader = loader.with_epoch_pairs(pairs);
-    let batch = args.optim.batch_size * args.optim.accum_freq * comm.world_size();
+    identity.extend([("shards".into(), shards), ("lanes".into(), lanes.to_string())]);
+    let batch = args.optim.batch_size * args.optim.accum_freq * world_size;
+    identity.insert("batch_size".into(), batch.to_string());
     let steps_per_epoch = pairs / batch as u64;
     if steps_per_epoch == 0 {
         return Err(Error::Option {
@@ -125,21 +171,19 @@ fn train<D: Backend, C: Communicator<D>>(
             expected: format!("at most {pairs}, the pairs of {}", args.data.shards),
         });
     }
-    let folder = args.run.logs.join(name(args));
-    refuse_to_overwrite(args, &folder)?;
     let has_pool = args.objective.objective.pools() > 0;
     let pool_rows = if has_pool { args.objective.pool_size().resolve(pairs as usize)? } else { 0 };
     let recipe = recipe(args, &config, (adamw, decay), pool_rows, steps_per_epoch);
     let embeds = evaluation.is_some() || separates(args);
-    let planner = planner::<D>(recipe.clone(), comm.world_size(), embeds);
+    let planner = planner::<D>(recipe.clone(), world_size, embeds);
     device.memory().map_or(Ok(()), |memory| planner.check(memory))?;
     let weights = match pretrained {
         Some(pretrained) => pretrained.weights(&device)?,
         None => encode::init(&device, &config, args.run.seed)?,
     };
     let parts = recipe.parts(&device, weights, args.run.seed)?;
-    let mut log = open_log(&folder, &settings)?;
-    log.info(format!("Running on {}", device.name()));
+    let mut log = if group.is_first() { open_log(&folder, &settings)? } else { Log::silent() };
+    log.info(format!("Running on {}{}", device.name(), group.in_words()));
     let (parameters, memory) = (parts.model.params().values(), planner.plan()?.in_words());
     log.info(format!("{parameters} parameters; {memory} of memory"));
     log.info(format!("{pairs} pairs in {} shards", loader.shards().len()));
@@ -148,7 +192,7 @@ fn train<D: Backend, C: Communicator<D>>(
     let model_json = config.open_clip_json(mean, std);
     let options_of_run = run_options(args, &folder, pairs, identity, model_json);
     let trainer = Trainer::new(device, comm, parts, recipe.step)?;
-    let mut run = Run::new(trainer, loader, options_of_run, log, stop)?;
+    let mut run = Run::new(trainer, loader, options_of_run, log, group, stop)?;
     if let Some(evaluation) = &evaluation {
         run.evaluate = Some(Box::new(|trainer| evaluation.measure(trainer)));
     }
@@ -156,6 +200,41 @@ fn train<D: Backend, C: Communicator<D>>(
         run.resume(from)?;
     }
     run.run()
+}
+
+/// Parts that an epoch's shards are cut into: as said, as in the run that is resumed, or one for
+/// each rank.
+fn lanes(args: &Args, folder: &Path, group: &Group) -> Result<usize> {
+    let of_run = || match args.run.resume.as_deref() {
+        None => Ok(None),
+        Some("latest") => Folder::any(&folder.join("checkpoints")),
+        Some(path) => file::peek(Path::new(path)).map(Some),
+    };
+    let told = |state: State| state.values["identity"]["lanes"].as_str()?.parse().ok();
+    let lanes = match args.data.lanes {
+        None if group.is_first() => of_run()?.and_then(told),
+        lanes => lanes,
+    };
+    group.first_has(lanes.unwrap_or(group.world_size()))
+}
+
+/// The loader and the pairs of one epoch: as declared, or counted by a pass over the headers, which
+/// several lanes need in any case. Rank 0 counts for all.
+fn counted(args: &Args, loader: Loader, group: &Group) -> Result<(Loader, u64)> {
+    let (declared, config) = (args.data.train_num_samples, loader.config());
+    let is_cut = config.lanes > 1 && config.sampling == Sampling::Once;
+    let counts = match declared {
+        Some(_) if !is_cut => None,
+        _ => {
+            group.watch().enter("counting pairs");
+            let count = || count_pairs(loader.shards(), &config.fields, &config.shard_limits);
+            let counts = if group.is_first() { count()? } else { Counts::default() };
+            Some(group.first_has(counts)?)
+        }
+    };
+    let pairs = declared.or(counts.as_ref().map(Counts::pairs)).unwrap_or_default();
+    let loader = counts.iter().fold(loader, Loader::with_counts).with_epoch_pairs(pairs);
+    Ok((loader, pairs))
 }
 
 fn recipe(
@@ -190,17 +269,24 @@ fn planner<D: Device>(recipe: Recipe, world_size: usize, embeds: bool) -> Planne
 }
 
 /// What `--plan` prints. Nothing is allocated, and no more is read than the number of pairs.
-fn plan<D: Backend>(device: &D, args: &Args, assembled: Assembled) -> Result<String> {
+fn plan<D: Backend>(
+    device: &D,
+    args: &Args,
+    world_size: usize,
+    assembled: Assembled,
+) -> Result<String> {
     let Assembled { model, loader, eval, adamw, decay, .. } = assembled;
     let embeds = Evaluation::open(args, eval)?.is_some() || separates(args);
     let pool_rows = match (args.objective.pool_size(), args.data.train_num_samples) {
         _ if args.objective.objective.pools() == 0 => 0,
         (PoolSize::Rows(rows), _) => rows,
         (share, Some(pairs)) => share.resolve(pairs as usize)?,
-        (share, None) => share.resolve(pairs(args, &Loader::new(loader)?)? as usize)?,
+        (share, None) => {
+            share.resolve(counted(args, Loader::new(loader)?, &Group::solo())?.1 as usize)?
+        }
     };
     let recipe = recipe(args, &model, (adamw, decay), pool_rows, 1);
-    planner(recipe, 1, embeds).report(device)
+    planner(recipe, world_size, embeds).report(device)
 }
 
 /// What is measured during training.
@@ -257,15 +343,6 @@ fn refuse_to_overwrite(args: &Args, folder: &Path) -> Result<()> {
         got: format!("{} holds a run already", folder.display()),
         expected: "a new name, or --resume latest to continue that run".into(),
     })
-}
-
-/// Pairs of one epoch: as declared, or counted by a pass over the headers.
-fn pairs(args: &Args, loader: &Loader) -> Result<u64> {
-    if let Some(declared) = args.data.train_num_samples {
-        return Ok(declared);
-    }
-    let config = loader.config();
-    Ok(count_pairs(loader.shards(), &config.fields, &config.shard_limits)?.pairs())
 }
 
 fn name(args: &Args) -> String {

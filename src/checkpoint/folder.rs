@@ -70,6 +70,19 @@ impl Folder {
         Ok(paths.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect())
     }
 
+    /// What some checkpoint here says of itself besides tensors; `None` where none can be read. Of
+    /// what all of a run have in common, any tells.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be read.
+    pub fn any(path: &Path) -> Result<Option<State>> {
+        let folder = Self { path: path.to_owned() };
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(folder.files()?.iter().find_map(|path| file::peek(path).ok()))
+    }
+
     /// The checkpoint furthest along in training that verifies; `None` where there is no file.
     ///
     /// The order is by the step recorded inside, not by name or time of the files.

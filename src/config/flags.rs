@@ -127,6 +127,11 @@ pub struct DataArgs {
     /// Samples in the shuffle buffer; 1 keeps the order of the shards' files
     #[arg(long, default_value_t = 5000, value_name = "SAMPLES")]
     pub shuffle: usize,
+    /// Parts that the shards of an epoch are cut into; each rank reads its own. What a run learns
+    /// from depends on it, not on the number of ranks, which must divide it [default: the number of
+    /// ranks]
+    #[arg(long, value_name = "LANES")]
+    pub lanes: Option<usize>,
     /// Threads that decode and augment; the batches do not depend on it
     #[arg(long, default_value_t = 4, value_name = "THREADS")]
     pub workers: usize,
@@ -439,6 +444,10 @@ pub struct RunArgs {
     /// its own caption and to the pool's nearest, and whose that is; 24 bytes a pair and epoch
     #[arg(long)]
     pub no_record_matches: bool,
+    /// End all ranks when one has not got on for so long while others wait for it
+    #[arg(long, default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub dist_timeout: u64,
     /// Steps between two lines of the log
     #[arg(long, default_value_t = 100, value_name = "STEPS")]
     pub log_every_n_steps: u64,

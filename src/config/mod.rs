@@ -5,6 +5,7 @@
 
 mod assemble;
 mod device;
+mod ranks;
 mod flags;
 mod of_run;
 
@@ -12,6 +13,7 @@ pub use assemble::{Assembled, assemble, schedule};
 pub use device::{DeviceName, Work, cores};
 pub use flags::{Args, NetworkArgs};
 pub use of_run::loader_of_run;
+pub use ranks::{RankedWork, run_ranks};
 
 use flags::at_least_one;
 

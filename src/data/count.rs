@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::index::{Header, path_beside};
 use super::ledger::Fault;
 use super::sample::{Contents, Fields, Found, SampleReader};
@@ -12,18 +14,20 @@ use super::source::{Shard, Source};
 use crate::error::{Error, Result};
 
 /// Pairs of one shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardCount {
     /// The shard, as listed.
     pub name: Arc<str>,
     /// Pairs with an image and a caption member; whether these are any good is not looked at.
     pub pairs: u64,
+    /// Pairs in all, good or bad: as many as the reader gives numbers to.
+    pub samples: u64,
     /// The first damage met, if any.
     pub fault: Option<Fault>,
 }
 
 /// Pairs of a list of shards.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// In listed order.
     pub shards: Vec<ShardCount>,
@@ -58,9 +62,9 @@ pub fn count_pairs(shards: &[Shard], fields: &Fields, limits: &ShardLimits) -> R
         }
         // An index of the same fields says what the headers would say.
         let indexed = indexed.or_else(|| local_index(shard)).filter(|it| it.fields == *fields);
-        let counted = indexed.map(|Header { pairs, fault, .. }| {
+        let counted = indexed.map(|Header { pairs, seen, fault, .. }| {
             let name = Arc::clone(&shard.name);
-            ShardCount { name, pairs, fault }
+            ShardCount { name, pairs, samples: seen, fault }
         });
         Ok(counted.unwrap_or_else(|| count_shard(shard, fields, limits)))
     };
@@ -76,7 +80,8 @@ fn local_index(shard: &Shard) -> Option<Header> {
 
 /// Counts by the headers of the shard.
 pub(super) fn count_shard(shard: &Shard, fields: &Fields, limits: &ShardLimits) -> ShardCount {
-    let mut count = ShardCount { name: Arc::clone(&shard.name), pairs: 0, fault: None };
+    let name = Arc::clone(&shard.name);
+    let mut count = ShardCount { name, pairs: 0, samples: 0, fault: None };
     let input = match ShardReader::open(shard, limits, Arc::default()) {
         Ok(input) => input,
         Err(fault) => return ShardCount { fault: Some(fault), ..count },
@@ -84,8 +89,8 @@ pub(super) fn count_shard(shard: &Shard, fields: &Fields, limits: &ShardLimits) 
     let place = (&shard.name, 0);
     for found in SampleReader::new(input, place, fields, Contents::HeadersOnly, limits) {
         match found {
-            Found::Pair(_) => count.pairs += 1,
-            Found::Skipped(..) => {}
+            Found::Pair(_) => (count.pairs, count.samples) = (count.pairs + 1, count.samples + 1),
+            Found::Skipped(..) => count.samples += 1,
             Found::Damage(_, fault) => _ = count.fault.get_or_insert(fault),
         }
     }

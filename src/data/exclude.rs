@@ -161,7 +161,7 @@ mod tests {
             Entry::pair((0, 0), &id, 0, fault()),
             Entry::shard((0, 1), shard, 0, 9, Fault::new(Reason::Truncated, "")),
         ];
-        Ledger::open(&path, 0, 0).unwrap().record(&entries).unwrap();
+        Ledger::open(&path, 0, |_| 0).unwrap().record(&entries).unwrap();
         let list = Exclusions::read(&path).unwrap();
         assert!(list.len() == 1 && list.contains("1.tar", key) && !list.contains("2.tar", key));
     }

@@ -1,6 +1,6 @@
 //! What was not delivered, and why: one line for each pair skipped and each shard damaged.
 //!
-//! The sum closes, always: `seen = delivered + skipped + not asked for + left over + other ranks'`.
+//! The sum closes, always: `seen = delivered + skipped + not asked for + left over`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -135,7 +135,10 @@ pub(super) fn cut(text: &mut String, bytes: usize) {
 pub struct Entry {
     /// Epoch in which it happened.
     pub epoch: u64,
-    /// Sequence number of the pair; for a shard, of the next pair.
+    /// The lane that met it.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub lane: usize,
+    /// Sequence number of the pair in its lane; for a shard, of the next pair.
     pub seq: u64,
     /// The shard as listed.
     pub shard: Arc<str>,
@@ -155,11 +158,17 @@ pub struct Entry {
     pub detail: String,
 }
 
+/// As serde asks it.
+fn is_first(lane: &usize) -> bool {
+    *lane == 0
+}
+
 impl Entry {
-    /// A skipped pair.
+    /// A skipped pair, of lane 0.
     pub fn pair((epoch, seq): (u64, u64), id: &SampleId, offset: u64, fault: Fault) -> Self {
         Self {
             epoch,
+            lane: 0,
             seq,
             shard: Arc::clone(&id.shard),
             shard_index: id.shard_index,
@@ -171,7 +180,7 @@ impl Entry {
         }
     }
 
-    /// Damage of a shard, met before pair `seq`.
+    /// Damage of a shard, met before pair `seq` of lane 0.
     pub fn shard(
         (epoch, seq): (u64, u64),
         shard: Arc<str>,
@@ -180,7 +189,8 @@ impl Entry {
         fault: Fault,
     ) -> Self {
         let Fault { reason, detail } = fault;
-        Self { epoch, seq, shard, shard_index, key: None, index: None, offset, reason, detail }
+        let (lane, key, index) = (0, None, None);
+        Self { epoch, lane, seq, shard, shard_index, key, index, offset, reason, detail }
     }
 
     /// Whether a pair was lost (else: a shard is damaged, which may have cost pairs unseen).
@@ -203,8 +213,6 @@ pub struct Tally {
     pub not_asked_for: u64,
     /// Good pairs that did not fill a last batch (`drop_last`).
     pub left_over: u64,
-    /// Pairs that belong to other ranks.
-    pub other_ranks: u64,
     /// Delivered captions that spelled a control token, which was read as plain text.
     pub forged_captions: u64,
     /// Skipped pairs by reason.
@@ -216,9 +224,23 @@ pub struct Tally {
 impl Tally {
     /// Whether every pair seen is accounted for.
     pub fn closes(&self) -> bool {
-        let others = self.left_over + self.other_ranks + self.not_asked_for;
-        self.seen == self.delivered + self.skipped + others
+        self.seen == self.delivered + self.skipped + self.left_over + self.not_asked_for
             && self.skipped == self.reasons.values().sum::<u64>()
+    }
+
+    /// Adds the counts of others.
+    pub fn add(&mut self, other: &Self) {
+        self.seen += other.seen;
+        self.delivered += other.delivered;
+        self.skipped += other.skipped;
+        self.not_asked_for += other.not_asked_for;
+        self.left_over += other.left_over;
+        self.forged_captions += other.forged_captions;
+        for (to, from) in
+            [(&mut self.reasons, &other.reasons), (&mut self.shard_faults, &other.shard_faults)]
+        {
+            from.iter().for_each(|(reason, count)| *to.entry(*reason).or_default() += count);
+        }
     }
 
     /// Counts an entry; the pair it may stand for becomes seen, and skipped or not asked for.
@@ -262,7 +284,7 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// The ledger on disk: JSON lines in the order (epoch, seq).
+/// The ledger on disk: JSON lines, those of a lane in the order (epoch, seq).
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
@@ -270,12 +292,13 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens `path` to go on from `(epoch, seq)`: earlier lines stay, later ones are cut off, for
-    /// the resumed run will write them again, byte for byte. `(0, 0)` starts afresh.
+    /// Opens `path` to go on from pair `next_seq(lane)` of each lane in that epoch: earlier lines
+    /// stay, later ones are cut off, for the resumed run will write them again, byte for byte.
+    /// Epoch 0 and nothing but 0 starts afresh.
     ///
     /// # Errors
     /// The file cannot be opened, read or cut.
-    pub fn open(path: &Path, epoch: u64, seq: u64) -> Result<Self> {
+    pub fn open(path: &Path, epoch: u64, next_seq: impl Fn(usize) -> u64) -> Result<Self> {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -283,9 +306,11 @@ impl Ledger {
             .truncate(false)
             .open(path)
             .map_err(Error::io("open", path))?;
-        let keep = bytes_before(&file, epoch, seq).map_err(Error::io("read", path))?;
+        let is_before = |entry: Entry| (entry.epoch, entry.seq) < (epoch, next_seq(entry.lane));
+        let (keep, behind) = split(&file, is_before).map_err(Error::io("read", path))?;
         file.set_len(keep).map_err(Error::io("cut", path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io("read", path))?;
+        file.write_all(&behind).map_err(Error::io("write", path))?;
         Ok(Self { path: path.into(), file: BufWriter::new(file) })
     }
 
@@ -304,20 +329,23 @@ impl Ledger {
     }
 }
 
-/// Length of the leading lines that are whole and lie before `(epoch, seq)`.
-fn bytes_before(file: &File, epoch: u64, seq: u64) -> std::io::Result<u64> {
+/// Length of the leading lines that stay, and the lines behind these that stay, too: those of
+/// lanes that were ahead. A line that is not whole does not stay.
+fn split(file: &File, stays: impl Fn(Entry) -> bool) -> std::io::Result<(u64, Vec<u8>)> {
     let mut lines = BufReader::new(file);
-    let (mut keep, mut line) = (0, Vec::new());
+    let (mut keep, mut behind, mut is_leading) = (0, Vec::new(), true);
+    let mut line = Vec::new();
     while lines.read_until(b'\n', &mut line)? > 0 {
-        let whole = line.ends_with(b"\n");
-        match serde_json::from_slice::<Entry>(&line) {
-            Ok(entry) if whole && (entry.epoch, entry.seq) < (epoch, seq) => {}
-            _ => break,
+        let stays = line.ends_with(b"\n") && serde_json::from_slice(&line).is_ok_and(&stays);
+        is_leading &= stays;
+        if is_leading {
+            keep += line.len() as u64;
+        } else if stays {
+            behind.extend_from_slice(&line);
         }
-        keep += line.len() as u64;
         line.clear();
     }
-    Ok(keep)
+    Ok((keep, behind))
 }
 
 #[cfg(test)]
@@ -344,7 +372,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("skips.jsonl");
         let all = [entry(0, 1, Some("x")), entry(0, 4, None), entry(1, 0, Some("../../y"))];
-        Ledger::open(&path, 0, 0).unwrap().record(&all).unwrap();
+        Ledger::open(&path, 0, |_| 0).unwrap().record(&all).unwrap();
         let whole = std::fs::read_to_string(&path).unwrap();
         assert_eq!(whole.lines().count(), 3);
         for (line, entry) in whole.lines().zip(&all) {
@@ -352,9 +380,26 @@ mod tests {
         }
         for (epoch, seq, kept) in [(2, 0, 3), (1, 0, 2), (0, 4, 1), (0, 2, 1), (0, 0, 0)] {
             std::fs::write(&path, whole.clone() + "{\"epoch\":0,\"se").unwrap();
-            Ledger::open(&path, epoch, seq).unwrap().record(&all[kept..]).unwrap();
+            Ledger::open(&path, epoch, |_| seq).unwrap().record(&all[kept..]).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), whole, "{epoch} {seq}");
         }
+    }
+
+    #[test]
+    fn each_lane_is_cut_back_to_its_own_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("skips.jsonl");
+        let lines = [(0, 0, 9), (1, 0, 1), (1, 2, 7), (1, 0, 2), (1, 2, 8), (1, 1, 0)];
+        let of = |&(epoch, lane, seq)| Entry { lane, ..entry(epoch, seq, Some("x")) };
+        Ledger::open(&path, 0, |_| 0).unwrap().record(&lines.each_ref().map(of)).unwrap();
+        Ledger::open(&path, 1, |lane| [2, 0, 9][lane]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let left = text.lines().map(|line| {
+            let Entry { epoch, lane, seq, .. } = serde_json::from_str(line).unwrap();
+            (epoch, lane, seq)
+        });
+        assert_eq!(left.collect::<Vec<_>>(), [(0, 0, 9), (1, 0, 1), (1, 2, 7), (1, 2, 8)]);
+        assert!(!text.lines().next().unwrap().contains("lane"), "{text}");
     }
 
     #[test]
@@ -370,6 +415,11 @@ mod tests {
         assert!(!tally.closes());
         tally.left_over += 1;
         assert!(tally.closes());
+        let mut sum = tally.clone();
+        sum.add(&tally);
+        assert!(sum.closes());
+        assert_eq!((sum.seen, sum.skipped, sum.left_over), (4, 2, 2));
+        assert_eq!(sum.shard_faults, [(Reason::BrokenImage, 2)].into());
         tally.skipped += 1;
         tally.seen += 1;
         assert!(!tally.closes());

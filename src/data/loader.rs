@@ -1,21 +1,28 @@
 //! Shards → batches, on threads, always the same.
 //!
 //! ```text
-//! readers ─turns─▶ sequencer ─groups─▶ workers ─groups─▶ assembler ─▶ Epoch (iterator)
-//!  (threads)        (shared)          (threads) ◀─rows──  (shared)
+//! readers ─turns─▶ sequencer ─groups─▶ workers ─groups─▶ assembler ─▶ Lane ┐
+//!  (threads)        (shared)          (threads) ◀─rows──  (shared)   ─▶ Lane ┴▶ Epoch (iterator)
 //! ```
+//! The pairs of an epoch are cut into lanes, each with all of the above; a rank reads its own, and
+//! what a batch holds depends on the lanes, not on the ranks ([`LoaderConfig::lanes`]). Mostly a
+//! rank has one lane, whose batches are the epoch's.
+//!
 //! Readers read whole shards ahead. The sequencer shuffles and numbers the pairs, a few at a time;
 //! a worker that has nothing to do takes the next of these groups from it. Workers decode and
 //! augment in any order. The assembler takes the groups in theirs, knows which pairs are good, and
 //! so which row of which batch each gets; a worker writes it there, straight into the memory that a
 //! device copies from. Sequencer and assembler have no threads of their own: the workers run them,
 //! each under a lock, so that a pair is not handed from thread to thread. Batches are a pure
-//! function of (seed, epoch, shards): one worker or seven, resumed or not. Every queue is bounded,
+//! function of (seed, epoch, shards, lanes): one worker or seven, resumed or not. Every queue is bounded,
 //! and nothing is allocated for a pair once the buffers that go round are there
 //! ([`Epoch::recycle`]).
 
 mod assemble;
+mod epoch;
+mod lane;
 mod order;
+mod position;
 mod prepare;
 mod read;
 mod sequence;
@@ -25,16 +32,12 @@ mod text;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
+use super::count::Counts;
 use super::decode::DecodeLimits;
 use super::exclude::Exclusions;
-use super::ledger::Entry;
 use super::picture::PictureEdit;
 use super::pool::BufferPool;
 use super::sample::{Captions, Fields};
@@ -42,16 +45,13 @@ use super::shard::ShardLimits;
 use super::source::{Shard, SourceOptions, fingerprint, list_patterns};
 use super::transform::{Augment, Transform, TransformConfig};
 use crate::error::{Error, Result};
-use crate::flow::{Batch, HostAlloc};
-use assemble::{Assembler, Delivery, Ends};
-use order::Turns;
-use prepare::{Preparer, Spares};
-use read::Reading;
-use sequence::{GROUP_PAIRS, Sequencer};
-use share::Assembly;
-use stats::{Clocks, add_since};
+use crate::flow::HostAlloc;
+use lane::{Lane, Plan};
+use order::{Turns, edge};
 
-pub use order::{Cursor, Held, Position, Sampling};
+pub use epoch::Epoch;
+pub use order::Sampling;
+pub use position::{Cursor, Held, LanePosition, Position};
 pub use stats::Stats;
 pub use text::{CaptionAugmentation, TextOptions};
 
@@ -62,8 +62,8 @@ const READY_BATCHES: usize = 1;
 pub const BATCHES: usize = READY_BATCHES + 4;
 /// Ledger lines kept until they are taken: a shard of nothing but damage must not fill memory.
 const MAX_ENTRIES: usize = 100_000;
-/// Groups for each worker that are decoded and may wait for an earlier one.
-const WINDOW_PER_WORKER: usize = 2;
+/// Most lanes: the number of a pair within its lane keeps 48 bits.
+const MAX_LANES: usize = 1 << 16;
 
 /// What is done to the picture and the caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +123,17 @@ pub struct LoaderConfig {
     pub drop_last: bool,
     /// Where the pictures of batches lie. Default ordinary memory.
     pub memory: HostAlloc,
+    /// `L`, parts that the pairs of an epoch are cut into, all alike but for one pair. Every lane
+    /// is read, shuffled and resumed on its own, and gives an `L`-th of the rows of a global
+    /// batch (that of all ranks); a broken pair's place is filled by the lane's own next one. So
+    /// what a global batch holds depends on the lanes, never on the ranks. Several lanes need
+    /// [`drop_last`](Self::drop_last) and, where every shard is read once, the number of pairs of
+    /// each ([`Loader::with_counts`]). Default 1.
+    pub lanes: usize,
     /// Which of the ranks this one is. Default 0.
     pub rank: usize,
-    /// Number of ranks. Pairs are dealt in blocks: rank `r` takes rows `r*N..(r+1)*N` of every
-    /// `world_size * N` pairs of the one order. So all ranks together see, step by step, the
-    /// batches that one rank would see with that many rows, as long as every picture decodes;
-    /// a rank fills the place of one that does not with its own next pair, since it does not
-    /// decode what belongs to others. Every pair is dealt to exactly one rank. Default 1.
+    /// `W`, number of ranks, which divides `L`: rank `r` reads lanes `r*L/W..(r+1)*L/W` and gives
+    /// their rows in order. Default 1.
     pub world_size: usize,
 }
 
@@ -158,6 +162,7 @@ impl Default for LoaderConfig {
             text: TextOptions::default(),
             drop_last: true,
             memory: HostAlloc::default(),
+            lanes: 1,
             rank: 0,
             world_size: 1,
         }
@@ -189,6 +194,7 @@ impl LoaderConfig {
             let got = format!("rank {} of {}", self.rank, self.world_size);
             return wrong("--world-size", got, "more ranks than the number of this one");
         }
+        self.validate_lanes()?;
         if self.text.context_length < 2 {
             let got = self.text.context_length.to_string();
             return wrong("context_length", got, "2 or more: the start and the end token");
@@ -203,6 +209,54 @@ impl LoaderConfig {
         }
         self.transform.validate()
     }
+
+    fn validate_lanes(&self) -> Result<()> {
+        let (lanes, ranks, rows) = (self.lanes, self.world_size, self.world_size * self.batch_size);
+        let expected = if lanes == 0 || lanes > MAX_LANES {
+            format!("1 to {MAX_LANES}")
+        } else if !lanes.is_multiple_of(ranks) || !rows.is_multiple_of(lanes) {
+            let fits = (1..=rows / ranks).filter(|n| (rows / ranks).is_multiple_of(*n));
+            let fits: Vec<_> = fits.take(8).map(|n| (n * ranks).to_string()).collect();
+            format!(
+                "a multiple of the number of ranks ({ranks}) that divides the {rows} pairs of a \
+                 batch of all ranks: {}",
+                fits.join(", ")
+            )
+        } else if lanes > 1 && !self.drop_last {
+            "1 where every pair is to be delivered (drop_last false)".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Option { flag: "--lanes".into(), got: lanes.to_string(), expected })
+    }
+
+    /// Lanes of a rank.
+    fn lanes_of_rank(&self) -> usize {
+        self.lanes / self.world_size
+    }
+
+    /// What makes a loader of one of this rank's lanes alone.
+    fn of_lane(&self, lane: usize) -> Self {
+        let lanes = self.lanes_of_rank();
+        let part = |whole: u64, n, parts| edge(whole, n + 1, parts) - edge(whole, n, parts);
+        let threads = |whole: usize| part(whole as u64, lane % lanes, lanes).max(1) as usize;
+        let mut sampling = self.sampling.clone();
+        if let Sampling::Resampled { pairs: Some(pairs), .. } = &mut sampling {
+            *pairs = part(*pairs, lane, self.lanes);
+        }
+        Self {
+            batch_size: self.batch_size / lanes,
+            workers: threads(self.workers),
+            readers: threads(self.readers),
+            sampling,
+            // None stays none, and some stays some.
+            shuffle: self.shuffle.div_ceil(self.lanes),
+            shuffle_bytes: self.shuffle_bytes.div_ceil(self.lanes as u64),
+            // The rows of several lanes are copied from here into those that a device reads.
+            memory: if lanes > 1 { HostAlloc::default() } else { self.memory.clone() },
+            ..self.clone()
+        }
+    }
 }
 
 /// Delivers the batches of any epoch from any position.
@@ -212,6 +266,8 @@ pub struct Loader {
     shards: Arc<[Shard]>,
     /// Weight of each shard, where they are drawn.
     weights: Vec<f64>,
+    /// Samples of each shard, where they have been counted.
+    samples: Option<Arc<[u64]>>,
     transform: Arc<Transform>,
     pool: Arc<BufferPool>,
     is_rereadable: bool,
@@ -231,8 +287,14 @@ impl Loader {
         let transform = Arc::new(Transform::new(config.transform.clone())?);
         let is_rereadable = shards.iter().all(Shard::is_rereadable);
         let is_consumed = AtomicBool::new(false);
-        let (config, pool) = (Arc::new(config), Arc::default());
-        Ok(Self { config, shards, weights, transform, pool, is_rereadable, is_consumed })
+        let (config, pool, samples) = (Arc::new(config), Arc::default(), None);
+        Ok(Self { config, shards, weights, samples, transform, pool, is_rereadable, is_consumed })
+    }
+
+    /// Tells what its shards hold: without that they cannot be cut into several lanes.
+    pub fn with_counts(mut self, counts: &Counts) -> Self {
+        self.samples = Some(counts.shards.iter().map(|shard| shard.samples).collect());
+        self
     }
 
     /// Ends an epoch of shards drawn with replacement after so many pairs, if nothing else was
@@ -257,6 +319,7 @@ impl Loader {
             config,
             shards: Arc::clone(&self.shards),
             weights: self.weights.clone(),
+            samples: self.samples.clone(),
             transform: Arc::clone(&self.transform),
             pool: Arc::clone(&self.pool),
             is_rereadable: self.is_rereadable,
@@ -281,196 +344,100 @@ impl Loader {
         &self.config
     }
 
-    /// Starts the threads that deliver an epoch from `start` on. In the middle of an epoch the
-    /// shuffle buffer is read again, pair by pair, and the shard that was being read from where it
-    /// had been; what cannot seek (a compressed shard) is gone through up to there.
+    /// The part of a position that is this rank's: of a whole one its lanes, which the start of an
+    /// epoch has, too; of its own all.
     ///
     /// # Errors
-    /// A pipe among the shards would have to be read a second time; a thread cannot be started.
+    /// It is of another number of lanes.
+    pub fn own_lanes(&self, position: Position) -> Result<Position> {
+        let config = &*self.config;
+        let first = config.rank * config.lanes_of_rank();
+        let own = first..first + config.lanes_of_rank();
+        if position.lanes.iter().map(|place| place.lane).eq(own.clone()) {
+            return Ok(position);
+        }
+        let mut whole = Position::merge([position], config.lanes)?;
+        if whole.lanes.is_empty() {
+            let place = |lane| LanePosition { lane, ..LanePosition::default() };
+            whole.lanes = own.map(place).collect();
+        } else {
+            whole.lanes = whole.lanes.drain(own).collect();
+        }
+        Ok(whole)
+    }
+
+    /// Starts the threads that deliver an epoch from `start` on: a whole position, the start of an
+    /// epoch, or one of this rank. In the middle of an epoch the shuffle buffers are read again, pair by pair, and
+    /// the shards that were being read from where they had been; what cannot seek (a compressed
+    /// shard) is gone through up to there.
+    ///
+    /// # Errors
+    /// `start` is of another number of lanes; shards are to be cut into lanes, and their pairs
+    /// were not counted or a pipe is among them; a pipe would have to be read a second time; a
+    /// thread cannot be started.
     pub fn epoch(&self, start: Position) -> Result<Epoch> {
-        if !self.is_rereadable
-            && (self.is_consumed.swap(true, Ordering::Relaxed) || start.next_seq > 0)
-        {
+        let config = &*self.config;
+        let start = self.own_lanes(start)?;
+        self.check_lanes()?;
+        let is_begun = start.lanes.iter().any(|place| place.next_seq > 0);
+        if !self.is_rereadable && (self.is_consumed.swap(true, Ordering::Relaxed) || is_begun) {
             return Err(Error::Shards {
-                pattern: self.config.shards.clone(),
+                pattern: config.shards.clone(),
                 reason: "a pipe (standard input or FIFO) can be read only once: a second epoch or \
                          a resumed one needs files"
                     .into(),
             });
         }
-        let (workers, readers) = (self.config.workers, self.config.readers);
-        let clocks = Arc::new(Clocks::default());
-        let (recycle, spare_batches) = bounded(BATCHES);
-        // Before the channels: should a thread not start, their ends must go first, or those
-        // that did start would wait for one another.
-        let mut epoch = Epoch {
-            deliveries: None,
-            recycle,
-            threads: Vec::new(),
-            stop: Arc::default(),
-            position: start.clone(),
-            entries: Vec::new(),
-            is_interruptible: self.is_rereadable,
-            clocks: Arc::clone(&clocks),
-            started: Instant::now(),
-            workers,
-            readers,
-        };
-        let (turn_sender, turns) = bounded(readers);
-        let reading = Arc::new(self.reading(&start, turn_sender, &epoch));
-        let sequencer = Sequencer::new(Arc::clone(&reading), start.clone(), turns);
-        let (deliver, deliveries) = bounded(READY_BATCHES);
-        let shared = (Arc::clone(&self.pool), Arc::clone(&clocks));
-        let ends = Ends { deliver, spare_batches };
-        let assembler = Assembler::new(&self.config, start, ends, shared);
-        let window = workers * WINDOW_PER_WORKER;
-        let assembly = Assembly::new(assembler, window as u64);
-        let shared = Arc::new((Mutex::new(sequencer), assembly));
-        for _ in 0..readers {
-            let reading = Arc::clone(&reading);
-            epoch.spawn("reader", move || reading.run())?;
+        let (number, places) = (start.epoch, start.lanes.clone());
+        let mut epoch = Epoch::new(config, &self.pool, start);
+        for place in places {
+            let plan = self.plan(number, place.lane, &epoch);
+            let threads = (plan.config.readers, plan.config.workers);
+            epoch.push(Lane::start(plan, number, place)?, threads);
         }
-        // What workers hold, what waits, and what is being written.
-        let (give, take) = bounded(2 * (window + workers) * GROUP_PAIRS);
-        for _ in 0..workers {
-            let (config, transform) = (Arc::clone(&self.config), Arc::clone(&self.transform));
-            let spares = Spares { give: give.clone(), take: take.clone() };
-            let mut preparer = Preparer::new(config, transform, Arc::clone(&self.pool), spares);
-            let (shared, clocks) = (Arc::clone(&shared), Arc::clone(&clocks));
-            epoch.spawn("worker", move || {
-                // Whether it ended early or late needs no answer: nobody listens.
-                let _ = preparer.run(&shared.0, &shared.1, &clocks);
-            })?;
-        }
-        epoch.deliveries = Some(deliveries);
         Ok(epoch)
     }
 
-    fn reading(&self, start: &Position, turns_in: Sender<read::Turn>, epoch: &Epoch) -> Reading {
-        let (seed, count) = (self.config.seed, self.shards.len());
-        let turns = match self.config.sampling {
-            Sampling::Once => Turns::once(seed, start.epoch, count, self.config.shuffle > 0),
-            Sampling::Resampled { .. } => Turns::resampled(seed, start.epoch, &self.weights),
+    /// Whether the shards can be cut into so many lanes.
+    fn check_lanes(&self) -> Result<()> {
+        let lanes = self.config.lanes;
+        let is_counted = self.samples.as_ref().is_some_and(|them| them.len() == self.shards.len());
+        let why = if lanes > 1 && !self.is_rereadable {
+            "1, for a pipe (standard input or FIFO) cannot be cut"
+        } else if lanes > 1 && self.config.sampling == Sampling::Once && !is_counted {
+            "1 where the pairs of each shard have not been counted"
+        } else {
+            return Ok(());
         };
-        Reading {
-            config: Arc::clone(&self.config),
+        let (flag, got) = ("--lanes".into(), lanes.to_string());
+        Err(Error::Option { flag, got, expected: why.into() })
+    }
+
+    fn plan(&self, number: u64, lane: usize, epoch: &Epoch) -> Plan {
+        let LoaderConfig { seed, shuffle, lanes, .. } = *self.config;
+        let turns = match self.config.sampling {
+            Sampling::Once => {
+                let cut = self.samples.as_deref().filter(|_| lanes > 1);
+                let cut = cut.map(|samples| (samples, lane, lanes));
+                Turns::once(seed, number, self.shards.len(), shuffle > 0, cut)
+            }
+            Sampling::Resampled { .. } => {
+                Turns::resampled(seed, number, &self.weights, (lane, lanes))
+            }
+        };
+        let is_alone = lanes == 1;
+        Plan {
+            config: if is_alone {
+                Arc::clone(&self.config)
+            } else {
+                Arc::new(self.config.of_lane(lane))
+            },
             shards: Arc::clone(&self.shards),
-            turns: Arc::new(turns),
+            turns,
+            transform: Arc::clone(&self.transform),
             pool: Arc::clone(&self.pool),
-            stop: Arc::clone(&epoch.stop),
-            clocks: Arc::clone(&epoch.clocks),
-            start: start.cursor,
-            next: Mutex::new((start.cursor.turn, Some(turns_in))),
+            clocks: epoch.clocks(),
+            is_interruptible: self.is_rereadable,
         }
-    }
-}
-
-/// The batches of one epoch. Dropping it ends its threads.
-#[derive(Debug)]
-pub struct Epoch {
-    deliveries: Option<Receiver<Delivery>>,
-    recycle: Sender<Batch>,
-    threads: Vec<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    position: Position,
-    entries: Vec<Entry>,
-    is_interruptible: bool,
-    clocks: Arc<Clocks>,
-    started: Instant,
-    workers: usize,
-    readers: usize,
-}
-
-impl Epoch {
-    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = std::thread::Builder::new().name(format!("loader-{name}")).spawn(run);
-        let thread = thread.map_err(Error::io("start a thread for", format!("loader {name}")))?;
-        self.threads.push(thread);
-        Ok(())
-    }
-
-    /// The place after the last batch delivered (or after the last pair, at the end).
-    pub fn position(&self) -> &Position {
-        &self.position
-    }
-
-    /// Whether the next batch, or the news that there is none, is here: no need to wait for it.
-    pub fn is_ready(&self) -> bool {
-        self.deliveries.as_ref().is_none_or(|deliveries| !deliveries.is_empty())
-    }
-
-    /// Takes back a batch that has been used: its memory serves a later batch. Without this every
-    /// batch is made of fresh pages of the system, which take a fifth of the loader's CPU time on
-    /// small JPEGs.
-    pub fn recycle(&self, batch: Batch) {
-        // Where there is no room, or no assembler any more, the memory is simply freed.
-        let _ = self.recycle.try_send(batch);
-    }
-
-    /// The ledger's new lines: what was met up to [`position`](Self::position), since last asked.
-    /// Beyond 100,000 of them faults are only counted, in the tally.
-    pub fn take_entries(&mut self) -> Vec<Entry> {
-        std::mem::take(&mut self.entries)
-    }
-
-    /// Where the time went.
-    pub fn stats(&self) -> Stats {
-        self.clocks.stats(self.started, self.readers, self.workers)
-    }
-
-    fn arrive(&mut self, position: Position, entries: Vec<Entry>) {
-        self.position = position;
-        let room = MAX_ENTRIES.saturating_sub(self.entries.len());
-        self.entries.extend(entries.into_iter().take(room));
-    }
-
-    /// Ends the threads. A pipe that sends nothing cannot be interrupted: then they are left to
-    /// end by themselves, with their next byte or with the process.
-    fn close(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.deliveries = None;
-        for thread in self.threads.drain(..) {
-            if self.is_interruptible && thread.join().is_err() && !std::thread::panicking() {
-                panic!("a thread of the loader panicked; its message stands above");
-            }
-        }
-    }
-}
-
-impl Iterator for Epoch {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Result<Batch>> {
-        let deliveries = self.deliveries.as_ref()?;
-        let since = Instant::now();
-        let delivery = deliveries.recv();
-        add_since(&self.clocks.consumer_wait, since);
-        match delivery {
-            Ok(Delivery::Batch(batch, position, entries)) => {
-                self.arrive(position, entries);
-                Some(Ok(batch))
-            }
-            Ok(Delivery::End(position, entries)) => {
-                self.arrive(position, entries);
-                self.close();
-                None
-            }
-            Ok(Delivery::Failed(error, position, entries)) => {
-                self.arrive(position, entries);
-                self.close();
-                Some(Err(error))
-            }
-            Err(_) => {
-                self.is_interruptible = true;
-                self.close();
-                unreachable!("the workers end with a word, or by a panic");
-            }
-        }
-    }
-}
-
-impl Drop for Epoch {
-    fn drop(&mut self) {
-        self.close();
     }
 }

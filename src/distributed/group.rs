@@ -5,6 +5,7 @@ use super::launch::Launch;
 use super::link;
 use super::watch::{Peer, Sentry, Verdict, Watch};
 use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
@@ -91,7 +92,9 @@ impl Group {
         }
         let me = Peer { rank: launch.rank, host: host_name() };
         let (patience, end) = (options.timeout, options.end);
-        let sentry = Sentry { watch: watch.clone(), me, others, patience, end };
+        // The first of rank 0's own machine is rank 0.
+        let is_local_first = launch.local_rank == 0 || launch.rank == 1;
+        let sentry = Sentry { watch: watch.clone(), me, is_local_first, others, patience, end };
         let sentry = Some(sentry.start().map_err(|e| Error::Distributed(e.to_string()))?);
         let Launch { rank, world_size, .. } = *launch;
         Ok(Self { rank, world_size, links, watch, sentry })
@@ -147,6 +150,27 @@ impl Group {
             link::send(link, &said).map_err(|e| self.lost(n + 1, &e))?;
         }
         Ok(said)
+    }
+
+    /// What rank 0 has, everywhere; what others hand in is ignored.
+    ///
+    /// # Errors
+    /// [`Error::Distributed`] where another rank is gone.
+    pub fn first_has<T: Serialize + DeserializeOwned>(&self, mine: T) -> Result<T> {
+        if self.world_size == 1 {
+            return Ok(mine);
+        }
+        let said = serde_json::to_vec(&mine).expect("what ranks say is JSON");
+        serde_json::from_slice(&self.broadcast(said)?)
+            .map_err(|e| Error::Distributed(format!("rank 0 talks nonsense: {e}")))
+    }
+
+    /// How many there are, for the log; nothing of one.
+    pub fn in_words(&self) -> String {
+        match self.world_size {
+            1 => String::new(),
+            ranks => format!(", {ranks} ranks"),
+        }
     }
 
     fn lost(&self, rank: usize, error: &std::io::Error) -> Error {
@@ -367,7 +391,7 @@ mod tests {
         let (group, _told) = ranks.remove(1);
         group.fail(&Error::Device("no memory".into()));
         for (_group, told) in ranks {
-            let Verdict { message } = told.recv_timeout(LONG).unwrap();
+            let Verdict { message, .. } = told.recv_timeout(LONG).unwrap();
             assert!(message.starts_with("rank 1 on "), "{message}");
             assert!(message.ends_with("cannot go on: device: no memory"), "{message}");
         }
@@ -379,11 +403,9 @@ mod tests {
         ranks[2].0.watch().enter("reading 7.tar");
         let ranks = ranks.into_iter().map(|(group, told)| {
             std::thread::spawn(move || {
-                if group.rank() < 2 {
-                    let _waiting = group.watch().wait();
-                }
                 let waiting = (group.rank() < 2).then(|| group.watch().wait());
-                let Verdict { message } = told.recv_timeout(LONG).unwrap();
+                let Verdict { message, speaks } = told.recv_timeout(LONG).unwrap();
+                assert_eq!(speaks, group.rank() == 0);
                 assert!(message.starts_with("rank 2 on "), "{message}");
                 assert!(message.ends_with("reading 7.tar"), "{message}");
                 drop(waiting);

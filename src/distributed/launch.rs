@@ -2,6 +2,7 @@
 //! and MPICH's launchers leave in the environment.
 
 use crate::error::{Error, Result};
+use std::fmt;
 
 /// Port of the meeting point where nobody said one: torchrun's default.
 const PORT: u16 = 29500;
@@ -19,6 +20,18 @@ pub enum Launcher {
     Mpich,
     /// Slurm's `srun`.
     Slurm,
+}
+
+impl fmt::Display for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shell => "nobody",
+            Self::Torchrun => "torchrun",
+            Self::OpenMpi => "mpirun",
+            Self::Mpich => "mpiexec",
+            Self::Slurm => "srun",
+        })
+    }
 }
 
 /// One process among those that train together.

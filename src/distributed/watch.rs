@@ -45,6 +45,15 @@ impl fmt::Display for Stage {
 pub struct Verdict {
     /// One sentence: which rank, on which machine, at what.
     pub message: String,
+    /// Whether this rank is to say so, for no other has.
+    #[serde(skip)]
+    pub speaks: bool,
+}
+
+impl Verdict {
+    fn new(message: String) -> Self {
+        Self { message, speaks: false }
+    }
 }
 
 /// One message of the watch.
@@ -165,6 +174,8 @@ pub(super) struct Sentry {
     pub watch: Watch,
     /// This rank.
     pub me: Peer,
+    /// Whether it speaks for its machine where rank 0 does not.
+    pub is_local_first: bool,
     /// Rank 0: all others; another: rank 0.
     pub others: Vec<(Peer, TcpStream)>,
     /// How long a rank may be at one thing while others wait.
@@ -183,6 +194,8 @@ struct Heard {
     /// How long it had been at that when it last said so.
     for_ms: u64,
     is_done: bool,
+    /// Whether it says to all why they end.
+    has_spoken: bool,
 }
 
 impl Heard {
@@ -204,9 +217,12 @@ impl Heard {
                 Ok(Word::Bye) => self.is_done = true,
                 Ok(Word::Failed(error)) => {
                     let message = format!("{} cannot go on: {error}", self.peer);
-                    return Some(Verdict { message });
+                    return Some(Verdict::new(message));
                 }
-                Ok(Word::End(verdict)) => return Some(verdict),
+                Ok(Word::End(verdict)) => {
+                    self.has_spoken = true;
+                    return Some(verdict);
+                }
                 Err(_) => return Some(self.verdict("talks nonsense")),
             }
         }
@@ -214,7 +230,7 @@ impl Heard {
     }
 
     fn verdict(&self, what: &str) -> Verdict {
-        Verdict { message: format!("{} {what}; it was at: {}", self.peer, self.stage) }
+        Verdict::new(format!("{} {what}; it was at: {}", self.peer, self.stage))
     }
 }
 
@@ -228,7 +244,7 @@ impl Sentry {
     }
 
     fn run(self) {
-        let Self { watch, me, others, patience, end } = self;
+        let Self { watch, me, is_local_first, others, patience, end } = self;
         let now = Instant::now();
         let heard = |(peer, stream)| Heard {
             peer,
@@ -238,6 +254,7 @@ impl Sentry {
             stage: Stage::default(),
             for_ms: 0,
             is_done: false,
+            has_spoken: false,
         };
         let mut others: Vec<Heard> = others.into_iter().map(heard).collect();
         let mut told: Option<Instant> = None;
@@ -252,7 +269,7 @@ impl Sentry {
                 // The others speak to rank 0 alone, which says it to all.
                 let message = format!("{me} cannot go on: {error}");
                 if me.rank == 0 {
-                    tell(&others, &Word::End(Verdict { message }));
+                    tell(&others, &Word::End(Verdict::new(message)));
                 }
                 return;
             }
@@ -261,7 +278,10 @@ impl Sentry {
                 if me.rank == 0 {
                     tell(&others, &Word::End(verdict.clone()));
                 }
-                return end(verdict);
+                // Where rank 0 is gone, one rank of each machine says so.
+                let is_told = others.iter().any(|other| other.has_spoken);
+                let speaks = me.rank == 0 || !is_told && is_local_first;
+                return end(Verdict { speaks, ..verdict });
             }
             if matches!(word, Word::Bye) {
                 return;
@@ -314,5 +334,5 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
             format!("all ranks have waited {seconds} s for one another, at: {stage}")
         }
     };
-    Some(Verdict { message })
+    Some(Verdict::new(message))
 }

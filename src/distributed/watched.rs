@@ -3,17 +3,18 @@
 use super::watch::Watch;
 use crate::backend::{Communicator, Device, Element, View, ViewMut};
 use crate::error::Result;
+use std::sync::Arc;
 
 /// A communicator that tells the watch when it may wait for other ranks, so that whoever keeps them
 /// waiting can be told from those who wait.
 pub struct Watched<C> {
     /// What exchanges.
-    pub comm: C,
+    pub comm: Arc<C>,
     /// Who is told.
     pub watch: Watch,
 }
 
-impl<D: Device, C: Communicator<D>> Communicator<D> for Watched<C> {
+impl<D: Device, C: Communicator<D> + Sync> Communicator<D> for Watched<C> {
     fn rank(&self) -> usize {
         self.comm.rank()
     }

@@ -70,13 +70,14 @@ impl Pictures {
     }
 }
 
-/// Every pair once, as it is, in the order of the shards, on one rank.
+/// Every pair once, as it is, in the order of the shards, in one lane.
 pub(super) fn in_order(base: LoaderConfig) -> LoaderConfig {
     LoaderConfig {
         mode: Mode::Eval,
         sampling: Sampling::Once,
         shuffle: 0,
         drop_last: false,
+        lanes: 1,
         rank: 0,
         world_size: 1,
         ..base

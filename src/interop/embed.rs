@@ -279,7 +279,7 @@ pub fn shards<D: Backend>(
     let mut texts = rows(what.texts(), "texts.npy")?;
     let mut small = Thumbnails::open(&output, model, options)?;
     let (mut keys, mut scores) = (output.lines("keys.jsonl")?, output.lines("scores.jsonl")?);
-    let mut ledger = Ledger::open(&output.scratch.join("skips.jsonl"), 0, 0)?;
+    let mut ledger = Ledger::open(&output.scratch.join("skips.jsonl"), 0, |_| 0)?;
     let mut epoch = loader.epoch(Position::start_of(0))?;
     let mut count = 0;
     while let Some(batch) = epoch.next().transpose()? {
@@ -312,7 +312,7 @@ pub fn shards<D: Backend>(
         epoch.recycle(batch);
     }
     ledger.record(&epoch.take_entries())?;
-    let tally = epoch.position().tally.clone();
+    let tally = epoch.position().tally();
     keys.finish()?;
     scores.finish()?;
     let arrays = [("images", images), ("texts", texts)];

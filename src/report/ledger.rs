@@ -73,7 +73,7 @@ fn epochs(run: &Run) -> Markup {
             format!("differs: {} on the ledger", count(on_ledger(epoch)))
         }
         0 => "closes".to_owned(),
-        rest if rest > 0 => format!("{rest} of other ranks"),
+        rest if rest > 0 => format!("{rest} missing"),
         rest => format!("{} too many", -rest),
     };
     let few = run.told.counted.len() <= 12;
@@ -84,8 +84,7 @@ fn epochs(run: &Run) -> Markup {
                 "Every pair that was met is accounted for: in each epoch the columns add up, and \
                  the ledger has as many lines as pairs were skipped."
             } @else {
-                "Not every sum closes; the last column says where. Pairs of other ranks are no \
-                 loss: they were trained on elsewhere."
+                "Not every sum closes; the last column says where."
             }
         }
         details open=[few.then_some("")] {
@@ -213,7 +212,7 @@ mod tests {
         run.skips.pairs.insert(0, 1);
         assert!(section(&run).into_string().contains("Every pair that was met is accounted for"));
         run.told.counted.insert(1, Counted { seen: 20, delivered: 8, ..Counted::default() });
-        assert!(section(&run).into_string().contains("12 of other ranks"));
+        assert!(section(&run).into_string().contains("12 missing"));
         run.told.counted.insert(1, Counted { seen: 2, delivered: 8, ..Counted::default() });
         assert!(section(&run).into_string().contains("6 too many"));
     }

@@ -106,7 +106,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Those that no column accounts for: other ranks', which the log does not count.
+    /// Those that no column accounts for.
     pub fn rest(&self) -> i128 {
         let told = [self.delivered, self.skipped, self.left_over].map(i128::from);
         i128::from(self.seen) - told.iter().sum::<i128>()

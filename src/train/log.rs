@@ -11,12 +11,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-/// The voice of a run.
+/// The voice of a run; of a rank that does not speak, none.
 pub struct Log {
+    files: Option<Files>,
+    bar: ProgressBar,
+}
+
+struct Files {
     path: PathBuf,
     out: File,
     metrics: File,
-    bar: ProgressBar,
 }
 
 fn append(path: &Path) -> Result<File> {
@@ -32,7 +36,12 @@ impl Log {
         let path = folder.join("out.log");
         let out = append(&path)?;
         let metrics = append(&folder.join("metrics.jsonl"))?;
-        Ok(Self { path, out, metrics, bar: ProgressBar::hidden() })
+        Ok(Self { files: Some(Files { path, out, metrics }), bar: ProgressBar::hidden() })
+    }
+
+    /// That of a rank for which rank 0 speaks.
+    pub fn silent() -> Self {
+        Self { files: None, bar: ProgressBar::hidden() }
     }
 
     /// A line in open_clip's form: `2026-11-22,09:00:00 | INFO | …`.
@@ -46,11 +55,12 @@ impl Log {
     }
 
     fn line(&mut self, level: &str, message: &dyn Display) {
+        let Some(Files { path, out, .. }) = &mut self.files else { return };
         let time = jiff::Zoned::now().strftime("%Y-%m-%d,%H:%M:%S");
         let line = format!("{time} | {level} | {message}");
         self.bar.suspend(|| println!("{line}"));
-        if let Err(error) = writeln!(self.out, "{line}") {
-            self.bar.suspend(|| eprintln!("cannot write {}: {error}", self.path.display()));
+        if let Err(error) = writeln!(out, "{line}") {
+            self.bar.suspend(|| eprintln!("cannot write {}: {error}", path.display()));
         }
     }
 
@@ -59,8 +69,9 @@ impl Log {
     /// # Errors
     /// [`Error::Io`] where the disk refuses.
     pub fn metric(&mut self, object: &Value) -> Result<()> {
-        let path = self.path.with_file_name("metrics.jsonl");
-        writeln!(self.metrics, "{object}").map_err(Error::io("write", path))
+        let Some(Files { path, metrics, .. }) = &mut self.files else { return Ok(()) };
+        let path = path.with_file_name("metrics.jsonl");
+        writeln!(metrics, "{object}").map_err(Error::io("write", path))
     }
 
     /// Losses by step, from `metrics.jsonl`; of a step told twice (a resumed run's) the later word.
@@ -68,7 +79,8 @@ impl Log {
     /// # Errors
     /// [`Error::Io`] where the file cannot be read.
     pub fn losses(&self) -> Result<Vec<f64>> {
-        let path = self.path.with_file_name("metrics.jsonl");
+        let Some(Files { path, .. }) = &self.files else { return Ok(Vec::new()) };
+        let path = path.with_file_name("metrics.jsonl");
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let objects = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
         let by_step: BTreeMap<u64, f64> =
@@ -81,13 +93,14 @@ impl Log {
     /// # Errors
     /// [`Error::Io`] where the disk refuses.
     pub fn append_json(&self, file: &str, object: &Value) -> Result<()> {
-        let path = self.path.with_file_name(file);
+        let Some(Files { path, .. }) = &self.files else { return Ok(()) };
+        let path = path.with_file_name(file);
         writeln!(append(&path)?, "{object}").map_err(Error::io("write", &path))
     }
 
     /// Shows a bar of `steps` steps, where standard error is a terminal.
     pub fn start_bar(&mut self, epoch: u64, epochs: u64, done: u64, steps: u64) {
-        if !std::io::stderr().is_terminal() {
+        if self.files.is_none() || !std::io::stderr().is_terminal() {
             return;
         }
         let style = "{msg} {bar:30} {pos}/{len} steps, {eta} left";

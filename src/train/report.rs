@@ -211,6 +211,7 @@ mod tests {
             batches: 64,
             pairs_per_step: 1024,
             samples_per_epoch: 3_318_333,
+            ranks: 1,
             report: &report,
             matches: Some(&matches),
             pool: Some((21_845, 21_845)),

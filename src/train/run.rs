@@ -4,28 +4,25 @@ mod parts;
 mod save;
 mod together;
 
-use super::curve;
 use super::log::Log;
 use super::objective::{Pairs, Part};
 use super::report::{Line, Meter, Window};
 use super::safe::SafeSet;
 use super::step::{Outcome, Refusal, Report, Trainer};
 use crate::backend::{Backend, Communicator};
+use crate::checkpoint::folder::Found;
 use crate::checkpoint::{Folder, file};
-use crate::data::ledger::{Entry, Ledger};
+use crate::data::ledger::Entry;
 use crate::data::loader::{Epoch, Loader, Position, Stats};
-use crate::data::transform::TransformConfig;
-use crate::detect::record::{self, Record, RecordWriter};
+use crate::distributed::Group;
 use crate::error::{Error, Result};
-use crate::flow::{Batch, Place, State};
-use crate::interop::Card;
-use crate::interop::card::Training;
-use crate::interop::export::{Export, tensors_of};
+use crate::flow::{Batch, State};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use together::{Decision, Told};
 
 /// How a run is kept and told.
 #[derive(Clone, Debug)]
@@ -48,7 +45,7 @@ pub struct RunOptions {
     pub max_nonfinite: u64,
     /// Epochs between two evaluations; 0: only after the last.
     pub eval_frequency: u64,
-    /// Whether similarities and matches of every pair are written down; see [`record`].
+    /// Whether similarities and matches of every pair are written down; see [`crate::detect::record`].
     pub record_matches: bool,
     /// Settings that a run must keep to be the same run, by name; a checkpoint of others is
     /// refused.
@@ -82,7 +79,7 @@ pub struct Run<'a, D: Backend, C: Communicator<D>> {
     /// Where it is told.
     pub log: Log,
     /// The ranks that train together.
-    pub group: Group,
+    pub group: &'a Group,
     /// Set from outside to stop at the next step.
     pub stop: &'a AtomicBool,
     /// Called every [`RunOptions::eval_frequency`] epochs; `None`: never.
@@ -137,7 +134,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         loader: Loader,
         options: RunOptions,
         log: Log,
-        group: Group,
+        group: &'a Group,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
         let open = || Folder::open(&options.folder.join("checkpoints"));
@@ -194,7 +191,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         for error in found.iter().flat_map(|found| &found.passed_over) {
             self.log.warn(format!("passed over {error}"));
         }
-        let path = self.from_first(found.as_ref().map(|found| &found.path))?;
+        let path = self.group.first_has(found.as_ref().map(|found| found.path.clone()))?;
         match (found, path) {
             (Some(Found { path, state, .. }), _) => Ok(Some((path, state))),
             (None, Some(path)) => Ok(Some((path.clone(), file::read(&path)?))),
@@ -250,8 +247,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         self.log.start_bar(epoch, self.options.epochs, batches, steps);
         let mut batches = self.open_part(part)?;
         let (mut window, mut began) = (Window::new(), Instant::now());
-        let (mut ahead, mut saved, mut is_over) = (None, self.position.batches, false);
-        loop {
+        let (mut ahead, mut saved) = (None, self.position.batches);
+        let is_over = loop {
             let next = self.next(&mut batches, ahead.take())?;
             let decision = self.agree(&mut books, next.as_ref())?;
             if decision == Decision::Stop {
@@ -259,8 +256,8 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
                 return Ok(Ended::Stopped(self.save_step()?));
             }
             self.save_now_and_then(&mut saved);
-            is_over = next.is_none();
-            let (Decision::Step, Some(next)) = (decision, next) else { break };
+            let is_over = next.is_none();
+            let (Decision::Step, Some(next)) = (decision, next) else { break is_over };
             let Fetched { batch, position, entries, stats, wait } = next;
             self.enter("step");
             self.trainer.enqueue(&batch, epoch)?;
@@ -280,7 +277,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             }
             batches.recycle(batch);
             self.log.advance_bar(self.position.batches);
-        }
+        };
         self.log.end_bar();
         if is_over {
             self.note(batches.take_entries());
@@ -293,7 +290,11 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     }
 
     /// The next batch, waited for if it is not here; none after a signal.
-    fn next(&self, batches: &mut Epoch, ahead: Option<Result<Option<Fetched>>>) -> Result<Option<Fetched>> {
+    fn next(
+        &self,
+        batches: &mut Epoch,
+        ahead: Option<Result<Option<Fetched>>>,
+    ) -> Result<Option<Fetched>> {
         self.enter("reading");
         match ahead {
             _ if self.stop.load(Ordering::Relaxed) => Ok(None),

@@ -115,9 +115,10 @@ pub fn load_from(config: LoaderConfig, start: Position) -> Outcome {
             }
         }
         outcome.entries = epoch.take_entries();
-        outcome.tally = epoch.position().tally.clone();
+        outcome.tally = epoch.position().tally();
         assert!(outcome.tally.closes(), "{:?}", outcome.tally);
-        assert_eq!(epoch.position().next_seq, outcome.tally.seen);
+        let numbered: u64 = epoch.position().lanes.iter().map(|place| place.next_seq).sum();
+        assert_eq!(numbered, outcome.tally.seen);
         outcome
     })
 }

@@ -5,17 +5,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::super::ledger::{Entry, Reason, Tally};
 use super::super::pool::BufferPool;
-use super::order::Position;
+use super::position::LanePosition;
 use super::prepare::{Answer, Fill, Prepared};
 use super::sequence::{Group, Slot};
 use super::share::Gone;
-use super::stats::Clocks;
 use super::{LoaderConfig, MAX_ENTRIES};
 use crate::error::Error;
 use crate::flow::{Batch, HostAlloc, HostRows, PackedTokens, SampleId};
@@ -24,11 +22,11 @@ use crate::flow::{Batch, HostAlloc, HostRows, PackedTokens, SampleId};
 #[derive(Debug)]
 pub(super) enum Delivery {
     /// A batch and the position behind it.
-    Batch(Batch, Position, Vec<Entry>),
-    /// The end of the epoch.
-    End(Position, Vec<Entry>),
+    Batch(Batch, LanePosition, Vec<Entry>),
+    /// The end of the lane.
+    End(LanePosition, Vec<Entry>),
     /// No shard could be read, or memory does not suffice.
-    Failed(Error, Position, Vec<Entry>),
+    Failed(Error, LanePosition, Vec<Entry>),
 }
 
 /// The channels of the assembler.
@@ -45,7 +43,7 @@ struct Filling {
     /// All but the pictures.
     batch: Batch,
     /// Known once the batch is full.
-    sealed: Option<(Position, Vec<Entry>)>,
+    sealed: Option<(LanePosition, Vec<Entry>)>,
 }
 
 pub(super) struct Assembler {
@@ -54,7 +52,8 @@ pub(super) struct Assembler {
     image_size: usize,
     drop_last: bool,
     memory: HostAlloc,
-    position: Position,
+    epoch: u64,
+    position: LanePosition,
     entries: Vec<Entry>,
     /// The groups from `next_group` on, as they come.
     groups: VecDeque<Option<Group>>,
@@ -75,15 +74,14 @@ pub(super) struct Assembler {
     pub is_gone: bool,
     ends: Ends,
     pool: Arc<BufferPool>,
-    clocks: Arc<Clocks>,
 }
 
 impl Assembler {
     pub(super) fn new(
         config: &LoaderConfig,
-        start: Position,
+        (epoch, start): (u64, LanePosition),
         ends: Ends,
-        (pool, clocks): (Arc<BufferPool>, Arc<Clocks>),
+        pool: Arc<BufferPool>,
     ) -> Self {
         Self {
             batch_size: config.batch_size,
@@ -91,7 +89,8 @@ impl Assembler {
             image_size: config.transform.image_size,
             drop_last: config.drop_last,
             memory: config.memory.clone(),
-            first: start.batches,
+            first: 0,
+            epoch,
             position: start,
             entries: Vec::new(),
             groups: VecDeque::new(),
@@ -104,7 +103,6 @@ impl Assembler {
             is_gone: false,
             ends,
             pool,
-            clocks,
         }
     }
 
@@ -162,25 +160,15 @@ impl Assembler {
                 self.position.buffer.push(held);
                 self.position.cursor = cursor;
             }
-            Some(Slot::Given { at, is_ours: true }) => {
+            Some(Slot::Given(at)) => {
                 let answer = group.answers.pop_front().expect("a worker answers every job");
-                self.given(at);
+                self.position.buffer.swap_remove(at as usize);
+                self.position.dealt += 1;
                 self.answer(answer);
             }
-            Some(Slot::Given { at, is_ours: false }) => {
-                self.given(at);
-                self.elsewhere();
-            }
-            Some(Slot::Skipped(entry, cursor)) => {
+            Some(Slot::Lost(entry, cursor)) => {
                 self.position.cursor = cursor;
-                match entry {
-                    Some(entry) => self.ledger(entry),
-                    None => self.elsewhere(),
-                }
-            }
-            Some(Slot::Damage(entry, cursor)) => {
-                self.position.cursor = cursor;
-                entry.into_iter().for_each(|entry| self.ledger(entry));
+                self.ledger(entry);
             }
             Some(Slot::Failed(error)) => self.end(Err(error)),
             Some(Slot::End) => self.finish(),
@@ -188,18 +176,12 @@ impl Assembler {
         }
     }
 
-    /// A pair has left the shuffle buffer.
-    fn given(&mut self, at: u32) {
-        self.position.buffer.swap_remove(at as usize);
-        self.position.dealt += 1;
-    }
-
-    /// A pair of ours becomes a row or a line of the ledger.
+    /// A pair becomes a row or a line of the ledger.
     fn answer(&mut self, Answer { id, offset, outcome }: Answer) {
         match outcome {
             Ok(prepared) => self.push(id, prepared),
             Err(fault) => {
-                let place = (self.position.epoch, self.position.next_seq);
+                let place = (self.epoch, self.position.next_seq);
                 self.ledger(Entry::pair(place, &id, offset, fault));
                 self.pool.give(id.key.into_bytes());
             }
@@ -210,18 +192,13 @@ impl Assembler {
         &mut self.position.tally
     }
 
-    fn ledger(&mut self, entry: Entry) {
+    fn ledger(&mut self, mut entry: Entry) {
+        entry.lane = self.position.lane;
         self.tally().count(&entry);
         self.position.next_seq += u64::from(entry.is_pair());
         if entry.reason != Reason::NotAskedFor && self.entries.len() < MAX_ENTRIES {
             self.entries.push(entry);
         }
-    }
-
-    fn elsewhere(&mut self) {
-        self.tally().seen += 1;
-        self.tally().other_ranks += 1;
-        self.position.next_seq += 1;
     }
 
     fn push(&mut self, id: SampleId, prepared: Prepared) {
@@ -252,7 +229,6 @@ impl Assembler {
         filling.batch.captions.extend(&self.second_captions);
         self.second_captions.clear();
         self.position.tally.delivered += filling.batch.len() as u64;
-        self.position.batches += 1;
         assert!(self.position.tally.closes(), "a pair is unaccounted for: {:?}", self.position);
         filling.sealed = Some((self.position.clone(), std::mem::take(&mut self.entries)));
     }
@@ -270,7 +246,6 @@ impl Assembler {
             batch.images = rows.into_buf().expect("a row is dropped before it is reported");
             self.first += 1;
             self.deliver(Delivery::Batch(batch, position, entries))?;
-            self.clocks.ready_batches.store(self.ends.deliver.len(), Ordering::Relaxed);
         }
         if self.filling.is_empty()
             && let Some(last) = self.last.take()
@@ -295,17 +270,9 @@ impl Assembler {
     fn new_batch(&mut self) -> Result<(), Error> {
         let side = self.image_size;
         let room = self.views * self.batch_size * 3 * side * side;
-        let mut batch = self.ends.spare_batches.try_recv().unwrap_or_default();
-        batch.captions.clear();
-        batch.labels.clear();
-        for sample in batch.samples.drain(..) {
-            self.pool.give(sample.key.into_bytes());
-        }
-        let images = if batch.images.capacity() >= room {
-            std::mem::take(&mut batch.images)
-        } else {
-            self.memory.empty(room)?
-        };
+        let spare = self.ends.spare_batches.try_recv().unwrap_or_default();
+        let mut batch = emptied(spare, room, &self.memory, &self.pool)?;
+        let images = std::mem::take(&mut batch.images);
         batch.image_size = side;
         self.filling.push_back(Filling {
             rows: images.into_views(3 * side * side, self.views, self.batch_size),
@@ -336,15 +303,35 @@ impl Assembler {
     }
 }
 
+/// A batch without pairs and with room for so many numbers: in the memory of a used one where
+/// that suffices.
+pub(super) fn emptied(
+    mut batch: Batch,
+    room: usize,
+    memory: &HostAlloc,
+    pool: &BufferPool,
+) -> Result<Batch, Error> {
+    batch.captions.clear();
+    batch.labels.clear();
+    for sample in batch.samples.drain(..) {
+        pool.give(sample.key.into_bytes());
+    }
+    if batch.images.capacity() < room {
+        batch.images = memory.empty(room)?;
+    }
+    batch.images.clear();
+    Ok(batch)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::order::Cursor;
-    use super::super::order::Held;
+    use super::super::position::{Cursor, Held};
     use super::super::share::Assembly;
     use super::*;
     use crate::data::transform::{Augment, TransformConfig};
     use crate::flow::HostBuf;
     use crossbeam_channel::bounded;
+    use std::sync::atomic::Ordering;
 
     /// Two batches of two pairs, whose groups come in another order than their numbers; the test
     /// plays the worker.
@@ -354,9 +341,8 @@ mod tests {
         let (deliver, deliveries) = bounded(8);
         let (recycle, spare_batches) = bounded(1);
         spare.into_iter().for_each(|batch| recycle.send(batch).unwrap());
-        let shared = (Arc::default(), Arc::default());
         let ends = Ends { deliver, spare_batches };
-        let assembler = Assembler::new(&config, Position::default(), ends, shared);
+        let assembler = Assembler::new(&config, Default::default(), ends, Arc::default());
         let assembly = Assembly::new(assembler, 8);
         for number in [1, 0, 3, 2, 4] {
             let mut group = Group { number, ..Group::default() };
@@ -371,8 +357,7 @@ mod tests {
                 group.answers.push_back(Answer { id, offset: 0, outcome });
                 let held = Held { turn: number, index: 0, offset: 0 };
                 let cursor = Cursor { turn: number, ..Cursor::default() };
-                let given = Slot::Given { at: 0, is_ours: true };
-                group.slots.extend([Slot::Taken(held, cursor), given]);
+                group.slots.extend([Slot::Taken(held, cursor), Slot::Given(0)]);
             }
             let mut written = None;
             let Ok(_) = assembly.accept(group) else { break };

@@ -21,7 +21,8 @@ use super::super::shard::ShardReader;
 use super::super::source::Shard;
 use super::super::tar::io_fault;
 use super::LoaderConfig;
-use super::order::{Cursor, Held, Turns};
+use super::order::{Part, Turns};
+use super::position::{Cursor, Held};
 use super::stats::{Clocks, add_since};
 
 /// Pairs and bytes after which a chunk is handed on.
@@ -44,7 +45,7 @@ pub(super) struct Turn {
 /// The other ends of a [`Turn`], with its reader.
 struct Begun {
     turn: u64,
-    shard_index: u32,
+    part: Part,
     chunks: Sender<Chunk>,
     unreadable: Sender<Option<Fault>>,
 }
@@ -53,7 +54,7 @@ struct Begun {
 pub(super) struct Reading {
     pub config: Arc<LoaderConfig>,
     pub shards: Arc<[Shard]>,
-    pub turns: Arc<Turns>,
+    pub turns: Turns,
     pub pool: Arc<BufferPool>,
     pub stop: Arc<AtomicBool>,
     pub clocks: Arc<Clocks>,
@@ -80,14 +81,15 @@ impl Reading {
     fn begin_turn(&self) -> Option<Begun> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = next.0;
-        let Some(shard_index) = self.turns.shard(turn) else {
+        let Some(part) = self.turns.part(turn) else {
             next.1 = None;
             return None;
         };
         next.0 += 1;
+        let shard_index = part.shard;
         let ((sender, chunks), (tell, unreadable)) = (bounded(CHUNKS_AHEAD), bounded(1));
         next.1.as_ref()?.send(Turn { shard_index, chunks, unreadable }).ok()?;
-        Some(Begun { turn, shard_index, chunks: sender, unreadable: tell })
+        Some(Begun { turn, part, chunks: sender, unreadable: tell })
     }
 
     /// Ends the turns: who asks for one is told that there are none.
@@ -99,19 +101,17 @@ impl Reading {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Reads a shard to its end; a fault if not even the beginning made sense.
+    /// Reads a part of a shard to its end; a fault if not even the beginning made sense.
     fn read_shard(&self, begun: &Begun) -> Option<Fault> {
-        let &Begun { turn, shard_index, ref chunks, .. } = begun;
+        let &Begun { turn, part, ref chunks, .. } = begun;
         let begin = if turn == self.start.turn { self.start } else { Cursor::default() };
+        let is_end = |index: u64| part.to.is_some_and(|to| index >= to);
+        if is_end(begin.anchor.index.into()) {
+            return None;
+        }
         let mut since = Instant::now();
-        let opened = self.open(shard_index).and_then(|mut reader| {
-            if begin.anchor.offset > 0 {
-                reader.jump(begin.anchor).map_err(|failure| io_fault(&failure))?;
-            }
-            Ok(reader)
-        });
-        let mut reader = match opened {
-            Ok(reader) => reader,
+        let (begin, mut reader) = match self.open_at(turn, part, begin) {
+            Ok(opened) => opened,
             Err(fault) => {
                 let place = Cursor { turn, found: begin.found + 1, ..begin };
                 // Who goes on after this very news need not hear it again.
@@ -125,7 +125,9 @@ impl Reading {
         let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK_PAIRS), 0);
         loop {
             let found = if self.is_stopped() { None } else { reader.next() };
-            let is_last = found.is_none();
+            let is_last = found.as_ref().is_none_or(|found| {
+                index_of(found).is_some_and(|index| is_end(u64::from(index) + 1))
+            });
             if let Some(found) = found {
                 if let Found::Damage(_, fault) = &found {
                     first_fault.get_or_insert_with(|| fault.clone());
@@ -173,11 +175,49 @@ impl Reading {
         }
     }
 
-    fn open(&self, shard_index: u32) -> Result<SampleReader<ShardReader>, Fault> {
+    /// The shard, to be read from `begin` on, or, where that lies before the part, from there.
+    fn open_at(
+        &self,
+        turn: u64,
+        part: Part,
+        mut begin: Cursor,
+    ) -> Result<(Cursor, SampleReader<ShardReader>), Fault> {
+        if u64::from(begin.anchor.index) < part.from {
+            let first = self.find(turn, part)?;
+            begin = if begin.found > first.found { begin } else { first };
+        }
+        let mut reader = self.open(part.shard, Contents::Read)?;
+        if begin.anchor.offset > 0 {
+            reader.jump(begin.anchor).map_err(|failure| io_fault(&failure))?;
+        }
+        Ok((begin, reader))
+    }
+
+    /// Where a part begins that does not begin its shard: behind what the lane before reads. The
+    /// headers of that are walked, no data are read.
+    fn find(&self, turn: u64, part: Part) -> Result<Cursor, Fault> {
+        let mut reader = self.open(part.shard, Contents::HeadersOnly)?;
+        let mut count = 0;
+        while count < part.from {
+            let Some(found) = reader.next() else {
+                let from = part.from;
+                let detail = format!("it has {count} pairs, and a lane begins behind {from}");
+                return Err(Fault::new(Reason::Truncated, detail));
+            };
+            count += u64::from(index_of(&found).is_some());
+        }
+        Ok(Cursor { turn, found: reader.found(), anchor: reader.anchor() })
+    }
+
+    fn open(
+        &self,
+        shard_index: u32,
+        contents: Contents,
+    ) -> Result<SampleReader<ShardReader>, Fault> {
         let (shard, limits) = (&self.shards[shard_index as usize], &self.config.shard_limits);
         let input = ShardReader::open(shard, limits, Arc::clone(&self.stop))?;
         let (place, fields) = ((&shard.name, shard_index), &self.config.fields);
-        let reader = SampleReader::new(input, place, fields, Contents::Read, limits);
+        let reader = SampleReader::new(input, place, fields, contents, limits);
         Ok(reader.with_pool(&self.pool))
     }
 
@@ -189,8 +229,9 @@ impl Reading {
         let mut pairs: Vec<Option<Pair>> = held.iter().map(|_| None).collect();
         for group in order.chunk_by(|&a, &b| held[a].turn == held[b].turn) {
             let turn = held[group[0]].turn;
-            let shard_index = self.turns.shard(turn).unwrap_or(0);
-            let mut reader = self.open(shard_index).map_err(|fault| (shard_index, fault))?;
+            let shard_index = self.turns.part(turn).map_or(0, |part| part.shard);
+            let mut reader =
+                self.open(shard_index, Contents::Read).map_err(|fault| (shard_index, fault))?;
             for &at in group {
                 let Held { index, offset, .. } = held[at];
                 let anchor = Anchor { offset, index, found: 0 };
@@ -211,6 +252,14 @@ fn fetch_one(reader: &mut SampleReader<ShardReader>, anchor: Anchor) -> io::Resu
             let detail = format!("no pair at byte {}, where one was read before", anchor.offset);
             Err(io::Error::other(Fault::new(Reason::UnreadableShard, detail)))
         }
+    }
+}
+
+/// Position of a pair in its shard; damage has none.
+fn index_of(found: &Found) -> Option<u32> {
+    match found {
+        Found::Pair(Pair { id, .. }) | Found::Skipped(id, ..) => Some(id.index),
+        Found::Damage(..) => None,
     }
 }
 

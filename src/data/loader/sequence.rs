@@ -12,7 +12,8 @@ use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::super::ledger::{Entry, Fault};
 use super::super::sample::{Found, Pair};
-use super::order::{Cursor, Held, Position, Sampling};
+use super::order::Sampling;
+use super::position::{Cursor, Held, LanePosition};
 use super::prepare::{Answer, Job};
 use super::read::{Chunk, Reading, Turn};
 use crate::error::Error;
@@ -23,18 +24,18 @@ use crate::rng::{Domain, Rng};
 pub(super) const GROUP_PAIRS: usize = 4;
 /// Slots of a group: where there is nothing but damage there is no pair to end it.
 const GROUP_SLOTS: usize = 64;
+/// Bits of the number of a pair within its lane; those above have the lane.
+const LANE_SHIFT: u32 = 48;
 
 /// What happens next in the order.
 pub(super) enum Slot {
     /// A pair enters the shuffle buffer.
     Taken(Held, Cursor),
-    /// The pair at this place of the buffer leaves it; the last takes its place. If it belongs to
-    /// this rank, it is among the group's jobs.
-    Given { at: u32, is_ours: bool },
-    /// A pair that never got that far; no entry if another rank tells it.
-    Skipped(Option<Entry>, Cursor),
-    /// Damage of a shard, likewise.
-    Damage(Option<Entry>, Cursor),
+    /// The pair at this place of the buffer leaves it, for the group's jobs; the last takes its
+    /// place.
+    Given(u32),
+    /// A pair that never got that far, or damage of a shard.
+    Lost(Entry, Cursor),
     /// The epoch is over.
     End,
     /// Nothing could be read at all, or what was read before cannot be read again.
@@ -47,7 +48,7 @@ pub(super) struct Group {
     /// Position among the groups of the epoch.
     pub number: u64,
     pub slots: VecDeque<Slot>,
-    /// Pairs to prepare: those given to this rank, in order.
+    /// Pairs to prepare, in order.
     pub jobs: Vec<Job>,
     /// What became of them, in order.
     pub answers: VecDeque<Answer>,
@@ -67,10 +68,11 @@ enum Next {
 pub(super) struct Sequencer {
     reading: Arc<Reading>,
     /// Where to go on, until its shuffle buffer has been read again.
-    start: Option<Position>,
+    start: Option<LanePosition>,
     epoch: u64,
+    lane: usize,
     seq: u64,
-    /// Good pairs dealt to the ranks.
+    /// Good pairs given out.
     dealt: u64,
     /// Groups given out.
     groups: u64,
@@ -96,10 +98,15 @@ pub(super) struct Sequencer {
 
 impl Sequencer {
     /// Goes on from `start`, whose shuffle buffer is read again first.
-    pub(super) fn new(reading: Arc<Reading>, start: Position, turns: Receiver<Turn>) -> Self {
+    pub(super) fn new(
+        reading: Arc<Reading>,
+        (epoch, start): (u64, LanePosition),
+        turns: Receiver<Turn>,
+    ) -> Self {
         Self {
             reading,
-            epoch: start.epoch,
+            epoch,
+            lane: start.lane,
             seq: start.next_seq,
             dealt: start.dealt,
             is_readable: start.next_seq > 0,
@@ -158,7 +165,7 @@ impl Sequencer {
         true
     }
 
-    fn restore(&mut self, start: &Position) -> Result<(), Error> {
+    fn restore(&mut self, start: &LanePosition) -> Result<(), Error> {
         let pairs = self.reading.fetch(&start.buffer).map_err(|(shard_index, fault)| {
             let pattern = self.reading.shards[shard_index as usize].name.to_string();
             let reason = format!("cannot go on from the middle of an epoch: {fault}");
@@ -179,11 +186,15 @@ impl Sequencer {
     fn last_word(&mut self) -> Slot {
         match self.first_fault.take() {
             Some((shard_index, fault)) if !self.is_readable => {
-                let (name, count) =
-                    (&self.reading.shards[shard_index as usize].name, self.reading.shards.len());
+                let Reading { config, shards, .. } = &*self.reading;
+                let name = &shards[shard_index as usize].name;
+                let whose = match config.lanes {
+                    1 => shards.len().to_string(),
+                    lanes => format!("those that lane {} of {lanes} reads", self.lane),
+                };
                 Slot::Failed(Error::Shards {
-                    pattern: self.reading.config.shards.clone(),
-                    reason: format!("none of {count} is readable; {name}: {fault}"),
+                    pattern: config.shards.clone(),
+                    reason: format!("none of {whose} is readable; {name}: {fault}"),
                 })
             }
             _ => Slot::End,
@@ -240,7 +251,7 @@ impl Sequencer {
         is_endless && self.in_vain >= patience
     }
 
-    /// Whether the pairs of an epoch have been dealt, where their number is given.
+    /// Whether the pairs of an epoch have been given out, where their number is known.
     fn is_dealt_out(&self) -> bool {
         match self.reading.config.sampling {
             Sampling::Once => false,
@@ -254,7 +265,7 @@ impl Sequencer {
     }
 
     fn take(&mut self, group: &mut Group, shard_index: u32, found: Found, cursor: Cursor) {
-        let (place, is_ours) = ((self.epoch, self.seq), self.next_is_ours());
+        let place = (self.epoch, self.seq);
         group.slots.push_back(match found {
             Found::Pair(pair) => {
                 let held = Held { turn: cursor.turn, index: pair.id.index, offset: pair.offset };
@@ -264,39 +275,27 @@ impl Sequencer {
             }
             Found::Skipped(id, offset, fault) => {
                 self.seq += 1;
-                Slot::Skipped(is_ours.then(|| Entry::pair(place, &id, offset, fault)), cursor)
+                Slot::Lost(Entry::pair(place, &id, offset, fault), cursor)
             }
             Found::Damage(offset, fault) => {
-                let shard = || Arc::clone(&self.reading.shards[shard_index as usize].name);
-                let entry = || Entry::shard(place, shard(), shard_index, offset, fault);
-                Slot::Damage(is_ours.then(entry), cursor)
+                let shard = Arc::clone(&self.reading.shards[shard_index as usize].name);
+                Slot::Lost(Entry::shard(place, shard, shard_index, offset, fault), cursor)
             }
         });
     }
 
     fn give_out(&mut self, group: &mut Group) {
         // Each choice has its own stream, so there is no state to restore.
-        let seed = self.reading.config.seed;
-        let mut rng = Rng::new(seed, Domain::SampleOrder, self.epoch, self.seq);
+        let stream = self.seq | (self.lane as u64) << LANE_SHIFT;
+        let mut rng = Rng::new(self.reading.config.seed, Domain::SampleOrder, self.epoch, stream);
         let at = rng.below(self.buffer.len() as u64) as usize;
         let (pair, held) = self.buffer.swap_remove(at);
         self.buffer_bytes -= bytes_of(&pair);
-        let is_ours = self.next_is_ours();
         self.dealt += 1;
         self.seq += 1;
-        group.slots.push_back(Slot::Given { at: at as u32, is_ours });
-        if is_ours {
-            let draw_epoch = self.reading.turns.draw_epoch(self.epoch, held.turn);
-            group.jobs.push(Job { pair, draw_epoch });
-        }
-    }
-
-    /// Whether the next good pair is dealt to this rank; what is ledgered goes with it, so that
-    /// exactly one rank tells it.
-    fn next_is_ours(&self) -> bool {
-        let config = &self.reading.config;
-        let block = self.dealt / config.batch_size as u64;
-        block % config.world_size as u64 == config.rank as u64
+        group.slots.push_back(Slot::Given(at as u32));
+        let draw_epoch = self.reading.turns.draw_epoch(self.epoch, held.turn);
+        group.jobs.push(Job { pair, draw_epoch });
     }
 }
 
@@ -345,7 +344,7 @@ mod tests {
         Arc::new(Reading {
             config: Arc::new(LoaderConfig { shuffle: 0, ..LoaderConfig::default() }),
             shards: [Shard::file("s")].into(),
-            turns: Arc::new(Turns::once(0, 0, 1, false)),
+            turns: Turns::once(0, 0, 1, false, None),
             pool: Arc::default(),
             stop: Arc::default(),
             clocks: Arc::default(),
@@ -363,7 +362,7 @@ mod tests {
         chunk_sender.send((0..5).map(found).collect()).unwrap();
         let (tell, told) = bounded(2);
         std::thread::spawn(move || {
-            let mut sequencer = Sequencer::new(reading(None), Position::default(), turns);
+            let mut sequencer = Sequencer::new(reading(None), Default::default(), turns);
             for _ in 0..2 {
                 let mut group = Group::default();
                 assert!(sequencer.next(&mut group));
@@ -382,7 +381,7 @@ mod tests {
         sender.send(Turn { shard_index: 0, chunks, unreadable }).unwrap();
         chunk_sender.send(Chunk::new()).unwrap();
         let reading = reading(Some(sender));
-        let sequencer = Sequencer::new(Arc::clone(&reading), Position::default(), turns);
+        let sequencer = Sequencer::new(Arc::clone(&reading), Default::default(), turns);
         let (tell, told) = bounded(1);
         std::thread::spawn(move || {
             let _reading = reading;

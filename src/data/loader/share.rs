@@ -82,18 +82,15 @@ impl Assembly {
 mod tests {
     use super::super::LoaderConfig;
     use super::super::assemble::Ends;
-    use super::super::order::Position;
     use super::*;
     use crossbeam_channel::{Receiver, bounded};
     use std::sync::Arc;
     use std::time::Duration;
 
     fn window_of_one() -> Arc<Assembly> {
-        let (ends, shared) =
-            (Ends { deliver: bounded(1).0, spare_batches: bounded(1).1 }, Arc::default());
+        let ends = Ends { deliver: bounded(1).0, spare_batches: bounded(1).1 };
         let config = LoaderConfig::default();
-        let assembler =
-            Assembler::new(&config, Position::default(), ends, (Arc::default(), shared));
+        let assembler = Assembler::new(&config, Default::default(), ends, Arc::default());
         Arc::new(Assembly::new(assembler, 1))
     }
 

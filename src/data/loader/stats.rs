@@ -1,6 +1,6 @@
 //! Where the time of an epoch goes.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Time spent by the threads, in nanoseconds, and what passed.
@@ -11,7 +11,6 @@ pub(super) struct Clocks {
     pub read_bytes: AtomicU64,
     pub prepare_starved: AtomicU64,
     pub prepare_busy: AtomicU64,
-    pub ready_batches: AtomicUsize,
     pub consumer_wait: AtomicU64,
 }
 
@@ -26,8 +25,13 @@ impl Clocks {
         self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn stats(&self, started: Instant, readers: usize, workers: usize) -> Stats {
-        let elapsed = started.elapsed();
+    /// Of so many readers and workers.
+    pub(super) fn stats(
+        &self,
+        elapsed: Duration,
+        (readers, workers): (usize, usize),
+        ready_batches: usize,
+    ) -> Stats {
         let time = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
         let share = |clock: &AtomicU64, threads: usize| {
             let whole = elapsed.as_secs_f64() * threads as f64;
@@ -41,7 +45,7 @@ impl Clocks {
             read_blocked: share(&self.read_blocked, readers),
             prepare_starved: share(&self.prepare_starved, workers),
             prepare_busy: share(&self.prepare_busy, workers),
-            ready_batches: self.ready_batches.load(Ordering::Relaxed),
+            ready_batches,
         }
     }
 }

@@ -81,7 +81,7 @@ pub fn pack(
     let rows = rows::open(list, options)?;
     let folder = rows.folder.canonicalize().map_err(Error::io("open", &rows.folder))?;
     let mut writer = ShardWriter::create(out, options.writer.clone())?;
-    let mut ledger = Ledger::open(&out.join("skips.jsonl"), 0, 0)?;
+    let mut ledger = Ledger::open(&out.join("skips.jsonl"), 0, |_| 0)?;
     let files = Files { folder, follow: options.follow, limits: &options.limits };
     let mut report = PackReport::default();
     progress.start(rows.total);

@@ -150,8 +150,13 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
         let (entries, records) =
             (std::mem::take(&mut self.told.entries), std::mem::take(&mut self.told.records));
         let stops = self.stop.load(Ordering::Relaxed);
-        let mine =
-            Word { has_batch: next.is_some(), stops, entries, tally: self.position.tally(), records };
+        let mine = Word {
+            has_batch: next.is_some(),
+            stops,
+            entries,
+            tally: self.position.tally(),
+            records,
+        };
         if self.group.world_size() == 1 {
             return self.decide(books, vec![mine]);
         }
@@ -198,11 +203,6 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
         let any = told.iter().any(|(singled_out, _)| *singled_out);
         let suspects = told.into_iter().filter(|(singled_out, _)| *singled_out == any);
         Ok(suspects.flat_map(|(_, names)| names).collect())
-    }
-
-    /// What rank 0 has, everywhere.
-    pub(super) fn from_first<S: Serialize, T: DeserializeOwned>(&self, mine: S) -> Result<T> {
-        parse(&self.group.broadcast(json(&mine))?)
     }
 
     /// Whether all ranks read the same checkpoint.
