@@ -4,7 +4,7 @@
 use roclip::backend::{Backend, Communicator, Device, HostAlloc, Solo};
 use roclip::config::{self, Args, Assembled, Parsed, Settings, Work};
 use roclip::data::count::count_pairs;
-use roclip::data::loader::{Loader, LoaderConfig};
+use roclip::data::loader::{Loader, LoaderConfig, Sampling};
 use roclip::data::transform::TransformConfig;
 use roclip::encode::{self, ClipConfig, Embedder, EmbedderRoom, Keep};
 use roclip::error::{Error, Result, quoted, redact};
@@ -114,8 +114,7 @@ fn train<D: Backend, C: Communicator<D>>(
     let loader = Loader::new(loader)?;
     let shards = format!("{} (list {})", args.data.shards, loader.fingerprint());
     identity.insert("shards".into(), shards);
-    let pairs = pairs(args, &loader)?;
-    let loader = loader.with_epoch_pairs(pairs);
+    let (loader, pairs) = counted(args, loader)?;
     let batch = args.optim.batch_size * args.optim.accum_freq * comm.world_size();
     let steps_per_epoch = pairs / batch as u64;
     if steps_per_epoch == 0 {
@@ -197,7 +196,7 @@ fn plan<D: Backend>(device: &D, args: &Args, assembled: Assembled) -> Result<Str
         _ if args.objective.objective.pools() == 0 => 0,
         (PoolSize::Rows(rows), _) => rows,
         (share, Some(pairs)) => share.resolve(pairs as usize)?,
-        (share, None) => share.resolve(pairs(args, &Loader::new(loader)?)? as usize)?,
+        (share, None) => share.resolve(counted(args, Loader::new(loader)?)?.1 as usize)?,
     };
     let recipe = recipe(args, &model, (adamw, decay), pool_rows, 1);
     planner(recipe, 1, embeds).report(device)
@@ -259,13 +258,17 @@ fn refuse_to_overwrite(args: &Args, folder: &Path) -> Result<()> {
     })
 }
 
-/// Pairs of one epoch: as declared, or counted by a pass over the headers.
-fn pairs(args: &Args, loader: &Loader) -> Result<u64> {
-    if let Some(declared) = args.data.train_num_samples {
-        return Ok(declared);
+/// Pairs of one epoch: as declared, or counted by a pass over the headers. Shards that are to be
+/// cut into lanes are counted all the same.
+fn counted(args: &Args, loader: Loader) -> Result<(Loader, u64)> {
+    let (config, declared) = (loader.config(), args.data.train_num_samples);
+    let is_cut = config.lanes > 1 && config.sampling == Sampling::Once;
+    if let Some(declared) = declared.filter(|_| !is_cut) {
+        return Ok((loader.with_epoch_pairs(declared), declared));
     }
-    let config = loader.config();
-    Ok(count_pairs(loader.shards(), &config.fields, &config.shard_limits)?.pairs())
+    let counts = count_pairs(loader.shards(), &config.fields, &config.shard_limits)?;
+    let pairs = declared.unwrap_or(counts.pairs());
+    Ok((loader.with_counts(&counts).with_epoch_pairs(pairs), pairs))
 }
 
 fn name(args: &Args) -> String {
