@@ -34,7 +34,7 @@ fn uneven_shards(dir: &Path) -> String {
     }
     dirty[2 * 30 + 1].1 = b" ".to_vec();
     let mut dirty = tar(&dirty);
-    for name in ["000022.png", "000033.txt", "000047.txt"] {
+    for name in ["000022.png", "000033.txt", "000048.txt", "000050.png"] {
         let at = dirty.windows(10).position(|w| w == name.as_bytes()).unwrap();
         dirty[at + 3] ^= 1;
     }
@@ -223,24 +223,28 @@ fn another_number_of_ranks_goes_on_from_the_merged_position() {
     }
 }
 
-/// Each lane of a rank's own at every place: no sample twice, none forgotten, damage once.
+/// Each lane as a rank of its own, from every place: no sample twice, none forgotten, damage once.
 #[test]
 fn a_lane_goes_on_within_its_cuts() {
     let dir = tempfile::tempdir().unwrap();
-    let config = LoaderConfig { batch_size: LANES, ..config(&uneven_shards(dir.path()), 0) };
-    for lane in 0..LANES {
-        let whole = rank(&config, lane, LANES, &Position::default());
-        for done in 0..whole.batches.len() {
-            let place = whole.positions[done].lanes[0].clone();
-            // Nobody looks at the places of others.
-            let lanes = (0..LANES).map(|lane| LanePosition { lane, ..place.clone() }).collect();
-            let at = Position { batches: done as u64, lanes, ..Position::default() };
-            let rest = rank(&config, lane, LANES, &at);
-            assert!(rest.batches == whole.batches[done..], "lane {lane} after batch {done}");
-            assert_eq!(rest.tally, whole.tally, "lane {lane} after batch {done}");
-            let behind: Vec<_> =
-                whole.entries.iter().filter(|e| e.seq >= place.next_seq).cloned().collect();
-            assert_eq!(rest.entries, behind, "lane {lane} after batch {done}");
+    let shards = uneven_shards(dir.path());
+    let damaged = format!("{}/1.tar", dir.path().display());
+    for (shards, lanes, shuffle) in [(&shards, LANES, 0), (&shards, LANES, 80), (&damaged, 30, 0)] {
+        let config = LoaderConfig { lanes, batch_size: lanes, ..config(shards, shuffle) };
+        for lane in 0..lanes {
+            let whole = rank(&config, lane, lanes, &Position::default());
+            for (done, position) in whole.positions.iter().enumerate() {
+                let place = &position.lanes[0];
+                // Nobody looks at the places of others.
+                let places = (0..lanes).map(|lane| LanePosition { lane, ..place.clone() });
+                let at = Position { lanes: places.collect(), ..position.clone() };
+                let rest = rank(&config, lane, lanes, &at);
+                assert!(rest.batches == whole.batches[done..], "lane {lane} after batch {done}");
+                assert_eq!(rest.tally, whole.tally, "lane {lane} after batch {done}");
+                let behind = whole.entries.iter().filter(|entry| entry.seq >= place.next_seq);
+                let behind: Vec<_> = behind.cloned().collect();
+                assert_eq!(rest.entries, behind, "lane {lane} after batch {done}");
+            }
         }
     }
 }
