@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use roclip::data::count::count_pairs;
 use roclip::data::ledger::{Entry, Tally};
@@ -15,6 +16,7 @@ use roclip::flow::{Batch, HostAlloc, HostBuf};
 use sha2::{Digest, Sha256};
 
 use crate::common::shards::*;
+use crate::run::{Bench, assert_same, finished_after_a_kill, text};
 
 const LANES: usize = 12;
 
@@ -32,7 +34,7 @@ fn uneven_shards(dir: &Path) -> String {
     }
     dirty[2 * 30 + 1].1 = b" ".to_vec();
     let mut dirty = tar(&dirty);
-    for name in ["000022.png", "000033.txt", "000047.txt"] {
+    for name in ["000022.png", "000033.txt", "000047.txt", "000049.png"] {
         let at = dirty.windows(10).position(|w| w == name.as_bytes()).unwrap();
         dirty[at + 3] ^= 1;
     }
@@ -110,19 +112,25 @@ fn rank(config: &LoaderConfig, rank: usize, ranks: usize, start: &Position) -> R
     let config = LoaderConfig { rank, world_size: ranks, batch_size, ..config.clone() };
     let start = start.clone();
     in_time(move || {
-        let views = config.views;
+        let LoaderConfig { views, shuffle, lanes, .. } = config;
         let mut epoch = counted(config).epoch(start).unwrap();
         let mut rank = Rank { positions: vec![epoch.position().clone()], ..Rank::default() };
+        let before = epoch.position().tally().delivered;
         while let Some(batch) = epoch.next() {
             let batch = batch.unwrap();
             rank.batches.push(rows(&batch, views));
             epoch.recycle(batch);
             rank.positions.push(epoch.position().clone());
             assert!(epoch.position().tally().closes());
+            for place in &epoch.position().lanes {
+                assert!(place.buffer.len() <= shuffle.div_ceil(lanes), "{}", place.buffer.len());
+            }
         }
         rank.entries = epoch.take_entries();
         rank.tally = epoch.position().tally();
+        let rows = rank.batches.concat().len() as u64;
         assert!(rank.tally.closes(), "{:?}", rank.tally);
+        assert_eq!(rank.tally.delivered - before, rows);
         rank
     })
 }
@@ -157,12 +165,16 @@ fn any_number_of_ranks_gives_the_same_global_batches() {
 fn every_sample_is_met_by_one_lane_and_damage_told_once() {
     let dir = tempfile::tempdir().unwrap();
     let shards = uneven_shards(dir.path());
-    for shuffle in [0, 40] {
-        let config = LoaderConfig { batch_size: LANES, ..config(&shards, shuffle) };
+    // As many lanes as the damaged shards have samples: every place between two is a cut.
+    let damaged = [1, 3].map(|n| format!("{}/{n}.tar", dir.path().display()));
+    for (shards, lanes, shuffle) in
+        [(&shards, LANES, 0), (&shards, LANES, 40), (&damaged[0], 60, 0), (&damaged[1], 31, 0)]
+    {
+        let config = LoaderConfig { lanes, batch_size: lanes, ..config(shards, shuffle) };
         let alone = LoaderConfig { lanes: 1, batch_size: 1, ..config.clone() };
         let whole = rank(&alone, 0, 1, &Position::default());
         let parts: Vec<_> =
-            (0..LANES).map(|r| rank(&config, r, LANES, &Position::default())).collect();
+            (0..lanes).map(|r| rank(&config, r, lanes, &Position::default())).collect();
         let keys = |ranks: &[Rank]| {
             let rows = ranks.iter().flat_map(|rank| rank.batches.concat());
             let mut keys: Vec<_> = rows.map(|(key, _)| key).collect();
@@ -172,7 +184,7 @@ fn every_sample_is_met_by_one_lane_and_damage_told_once() {
         let mut sum = Tally::default();
         parts.iter().for_each(|part| sum.add(&part.tally));
         assert_eq!(sum, whole.tally);
-        assert!(sum.skipped >= 8 && sum.shard_faults.values().sum::<u64>() >= 4, "{sum}");
+        assert!(sum.skipped >= 1 && sum.shard_faults.values().sum::<u64>() >= 1, "{sum}");
         assert_eq!(keys(&parts), keys(std::slice::from_ref(&whole)));
         let lanes_alike = parts.iter().map(|part| part.tally.seen);
         let (least, most) = (lanes_alike.clone().min().unwrap(), lanes_alike.max().unwrap());
@@ -211,24 +223,28 @@ fn another_number_of_ranks_goes_on_from_the_merged_position() {
     }
 }
 
-/// Each lane of a rank's own at every place: no sample twice, none forgotten, damage once.
+/// Each lane as a rank of its own, from every place: no sample twice, none forgotten, damage once.
 #[test]
 fn a_lane_goes_on_within_its_cuts() {
     let dir = tempfile::tempdir().unwrap();
-    let config = LoaderConfig { batch_size: LANES, ..config(&uneven_shards(dir.path()), 0) };
-    for lane in 0..LANES {
-        let whole = rank(&config, lane, LANES, &Position::default());
-        for done in 0..whole.batches.len() {
-            let place = whole.positions[done].lanes[0].clone();
-            // Nobody looks at the places of others.
-            let lanes = (0..LANES).map(|lane| LanePosition { lane, ..place.clone() }).collect();
-            let at = Position { batches: done as u64, lanes, ..Position::default() };
-            let rest = rank(&config, lane, LANES, &at);
-            assert!(rest.batches == whole.batches[done..], "lane {lane} after batch {done}");
-            assert_eq!(rest.tally, whole.tally, "lane {lane} after batch {done}");
-            let behind: Vec<_> =
-                whole.entries.iter().filter(|e| e.seq >= place.next_seq).cloned().collect();
-            assert_eq!(rest.entries, behind, "lane {lane} after batch {done}");
+    let shards = uneven_shards(dir.path());
+    let damaged = format!("{}/1.tar", dir.path().display());
+    for (shards, lanes, shuffle) in [(&shards, LANES, 0), (&shards, LANES, 80), (&damaged, 30, 0)] {
+        let config = LoaderConfig { lanes, batch_size: lanes, ..config(shards, shuffle) };
+        for lane in 0..lanes {
+            let whole = rank(&config, lane, lanes, &Position::default());
+            for (done, position) in whole.positions.iter().enumerate() {
+                let place = &position.lanes[0];
+                // Nobody looks at the places of others.
+                let places = (0..lanes).map(|lane| LanePosition { lane, ..place.clone() });
+                let at = Position { lanes: places.collect(), ..position.clone() };
+                let rest = rank(&config, lane, lanes, &at);
+                assert!(rest.batches == whole.batches[done..], "lane {lane} after batch {done}");
+                assert_eq!(rest.tally, whole.tally, "lane {lane} after batch {done}");
+                let behind = whole.entries.iter().filter(|entry| entry.seq >= place.next_seq);
+                let behind: Vec<_> = behind.cloned().collect();
+                assert_eq!(rest.entries, behind, "lane {lane} after batch {done}");
+            }
         }
     }
 }
@@ -242,8 +258,8 @@ fn more_lanes_than_shards_or_samples() {
     let batches = global(&config, 1, &Position::default());
     // Two rounds are full: lane l begins at pair 25·l/12.
     let key = |n: usize, round: usize| format!("{:06}", 25 * n / LANES + round);
-    for round in 0..2 {
-        let keys: Vec<_> = batches[round].iter().map(|(key, _)| key.clone()).collect();
+    for (round, batch) in batches.iter().enumerate() {
+        let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
         assert_eq!(keys, (0..LANES).map(|lane| key(lane, round)).collect::<Vec<_>>());
     }
     assert_eq!(batches.len(), 2);
@@ -384,12 +400,29 @@ fn what_cannot_be_cut_is_refused_by_the_name_of_the_flag() {
     refused(LoaderConfig { lanes: 1, ..three }, ": 3, 6, 9, 18");
     let three = LoaderConfig { lanes: 3, ..config };
     refused(LoaderConfig { drop_last: false, ..three.clone() }, "drop_last");
-    refused(three.clone(), "have not been counted");
+    refused(three.clone(), "with_counts");
     refused(LoaderConfig { shards: "-".into(), ..three.clone() }, "pipe");
 
     let other = rank(&LoaderConfig { lanes: 2, ..three.clone() }, 0, 1, &Position::default());
     let refusal = counted(three).epoch(other.positions[1].clone()).unwrap_err().to_string();
     assert!(refusal.contains("--lanes: 3; expected 2"), "{refusal}");
+}
+
+#[test]
+fn a_run_on_lanes_is_resumed_to_the_same_bits_and_by_the_same_lanes() {
+    let bench = Bench::new();
+    let lanes = ["--lanes", "4"];
+    bench.run("whole", &lanes);
+    bench.run("one", &[]);
+    let tensors = |name: &str| bench.final_state(name).tensors;
+    assert!(tensors("whole") != tensors("one"), "lanes decide what a run learns from");
+    let mut delay = Duration::from_millis(100);
+    while !finished_after_a_kill(&bench, "killed", &lanes, delay) {
+        delay = delay.mul_f64(1.1);
+    }
+    assert_same(&bench.final_state("whole"), &bench.final_state("killed"));
+    let other = bench.command("killed", &["--lanes", "2", "--resume", "latest"]).output().unwrap();
+    assert!(text(&other).contains("--lanes 4 (now 2)"), "{}", text(&other));
 }
 
 /// Old draws: one lane does what the loader did before there were any.

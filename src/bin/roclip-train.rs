@@ -32,6 +32,9 @@ use std::time::Duration;
 /// A signal stopped the run and a checkpoint holds it: `EX_TEMPFAIL`, "try again".
 const STOPPED: u8 = 75;
 
+/// Shards whose pairs are counted before others are told that counting gets on.
+const COUNTED_AT_ONCE: usize = 64;
+
 fn main() -> ExitCode {
     let launch = match Launch::from_env() {
         Ok(launch) => launch,
@@ -226,9 +229,13 @@ fn counted(args: &Args, loader: Loader, group: &Group) -> Result<(Loader, u64)> 
     let counts = match declared {
         Some(_) if !is_cut => None,
         _ => {
-            group.watch().enter("counting pairs");
-            let count = || count_pairs(loader.shards(), &config.fields, &config.shard_limits);
-            let counts = if group.is_first() { count()? } else { Counts::default() };
+            let mut counts = Counts::default();
+            // The others wait as long as it gets on.
+            for shards in loader.shards().chunks(COUNTED_AT_ONCE).filter(|_| group.is_first()) {
+                group.watch().enter("counting pairs");
+                let counted = count_pairs(shards, &config.fields, &config.shard_limits)?;
+                counts.shards.extend(counted.shards);
+            }
             Some(group.first_has(counts)?)
         }
     };

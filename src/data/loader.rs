@@ -367,9 +367,9 @@ impl Loader {
     }
 
     /// Starts the threads that deliver an epoch from `start` on: a whole position, the start of an
-    /// epoch, or one of this rank. In the middle of an epoch the shuffle buffers are read again, pair by pair, and
-    /// the shards that were being read from where they had been; what cannot seek (a compressed
-    /// shard) is gone through up to there.
+    /// epoch, or one of this rank. In the middle of an epoch the shuffle buffers are read again,
+    /// pair by pair, and the shards that were being read from where they had been; what cannot seek
+    /// (a compressed shard) is gone through up to there.
     ///
     /// # Errors
     /// `start` is of another number of lanes; shards are to be cut into lanes, and their pairs
@@ -405,7 +405,7 @@ impl Loader {
         let why = if lanes > 1 && !self.is_rereadable {
             "1, for a pipe (standard input or FIFO) cannot be cut"
         } else if lanes > 1 && self.config.sampling == Sampling::Once && !is_counted {
-            "1 where the pairs of each shard have not been counted"
+            "1, or the pairs of each shard counted before (`Loader::with_counts`)"
         } else {
             return Ok(());
         };
@@ -425,13 +425,12 @@ impl Loader {
                 Turns::resampled(seed, number, &self.weights, (lane, lanes))
             }
         };
-        let is_alone = lanes == 1;
+        let config = match lanes {
+            1 => Arc::clone(&self.config),
+            _ => Arc::new(self.config.of_lane(lane)),
+        };
         Plan {
-            config: if is_alone {
-                Arc::clone(&self.config)
-            } else {
-                Arc::new(self.config.of_lane(lane))
-            },
+            config,
             shards: Arc::clone(&self.shards),
             turns,
             transform: Arc::clone(&self.transform),
