@@ -241,7 +241,9 @@ fn counting_agrees_with_delivering() {
     // Of 17 pairs two lack a member; four more are found bad only by looking into them.
     assert_eq!(counts.shards.iter().map(|s| s.pairs).collect::<Vec<_>>(), [15; 3]);
     assert!(counts.shards.iter().all(|s| s.fault.is_some()));
-    assert_eq!(load(plain(&dirty)).tally.delivered, 3 * 11);
+    let tally = load(plain(&dirty)).tally;
+    assert_eq!(tally.delivered, 3 * 11);
+    assert_eq!(tally.seen, counts.shards.iter().map(|shard| shard.samples).sum::<u64>());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Shards → batches, on threads, always the same.
 //!
 //! ```text
-//! readers ─turns─▶ sequencer ─groups─▶ workers ─groups─▶ assembler ─▶ Lane ┐
-//!  (threads)        (shared)          (threads) ◀─rows──  (shared)   ─▶ Lane ┴▶ Epoch (iterator)
+//! readers ─turns─▶ sequencer ─groups─▶ workers ─groups─▶ assembler ─▶ Lane ─▶ Epoch (iterator)
+//!  (threads)        (shared)          (threads) ◀─rows──  (shared)
 //! ```
 //! The pairs of an epoch are cut into lanes, each with all of the above; a rank reads its own, and
 //! what a batch holds depends on the lanes, not on the ranks ([`LoaderConfig::lanes`]). Mostly a
@@ -14,8 +14,8 @@
 //! so which row of which batch each gets; a worker writes it there, straight into the memory that a
 //! device copies from. Sequencer and assembler have no threads of their own: the workers run them,
 //! each under a lock, so that a pair is not handed from thread to thread. Batches are a pure
-//! function of (seed, epoch, shards, lanes): one worker or seven, resumed or not. Every queue is bounded,
-//! and nothing is allocated for a pair once the buffers that go round are there
+//! function of (seed, epoch, shards, lanes): one worker or seven, resumed or not. Every queue is
+//! bounded, and nothing is allocated for a pair once the buffers that go round are there
 //! ([`Epoch::recycle`]).
 
 mod assemble;
