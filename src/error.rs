@@ -72,6 +72,10 @@ pub enum Error {
     #[error("distributed: {0}")]
     Distributed(String),
 
+    /// This rank met an error, and rank 0 tells of it.
+    #[error("see what rank 0 says")]
+    Told,
+
     /// Training met a non-finite loss or gradient too many times in a row.
     #[error("{0}")]
     NonFinite(String),

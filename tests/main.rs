@@ -27,6 +27,8 @@ mod plan;
 mod poison_tool;
 #[cfg(feature = "remote")]
 mod remote;
+#[cfg(feature = "mpi")]
+mod ranks;
 mod report;
 mod resnet;
 mod robust;

@@ -47,7 +47,9 @@ fn main() -> ExitCode {
 }
 
 fn refused(error: &Error) -> ExitCode {
-    eprintln!("roclip-train: {error}");
+    if !matches!(error, Error::Told) {
+        eprintln!("roclip-train: {error}");
+    }
     ExitCode::from(match error {
         Error::Option { .. } => 2,
         Error::NonFinite(_) => 3,

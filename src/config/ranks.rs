@@ -96,11 +96,9 @@ fn on_cpus<W: RankedWork>(
     let group = Group::meet(launch, at, options)?;
     let comm = Watched { comm: Arc::clone(&mpi), watch: group.watch().clone() };
     let device = Cpu::<f32>::new(threads.unwrap_or_else(super::cores))?;
-    let done = work.on(device, comm, &group);
-    if let Err(error) = &done {
-        group.fail(error);
+    work.on(device, comm, &group).map_err(|error| {
         // To end MPI in order, it would wait for ranks that will never come.
         std::mem::forget(mpi);
-    }
-    done
+        group.fail(error)
+    })
 }

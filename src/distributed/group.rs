@@ -48,7 +48,6 @@ pub(super) fn host_name() -> String {
 }
 
 /// All ranks of a run. Each calls the same of its functions in the same order.
-#[derive(Debug)]
 pub struct Group {
     rank: usize,
     world_size: usize,
@@ -177,14 +176,16 @@ impl Group {
         Error::Distributed(format!("rank {rank} does not answer: {error}"))
     }
 
-    /// Ends all ranks, since this one cannot go on: rank 0 tells why. Returns when that is on its
-    /// way.
-    pub fn fail(mut self, error: &Error) {
+    /// Ends all ranks, since this one cannot go on. Returns when that is on its way, with what is
+    /// left to tell: rank 0 tells what another met.
+    pub fn fail(mut self, error: Error) -> Error {
         self.watch.fail(error.to_string());
         self.join();
-        if !self.is_first() {
-            std::thread::sleep(FAREWELL);
+        if self.is_first() {
+            return error;
         }
+        std::thread::sleep(FAREWELL);
+        Error::Told
     }
 
     fn join(&mut self) {
@@ -389,7 +390,7 @@ mod tests {
     fn an_error_of_one_rank_reaches_all() {
         let mut ranks = world(3, LONG);
         let (group, _told) = ranks.remove(1);
-        group.fail(&Error::Device("no memory".into()));
+        assert!(matches!(group.fail(Error::Device("no memory".into())), Error::Told));
         for (_group, told) in ranks {
             let Verdict { message, .. } = told.recv_timeout(LONG).unwrap();
             assert!(message.starts_with("rank 1 on "), "{message}");
@@ -431,9 +432,9 @@ mod tests {
             // Left over from an attempt before.
             let old = Launch { attempt: "1".into(), ..launch(1, 2) };
             let refused = Group::meet(&old, Meeting::At(address.clone()), options(LONG));
-            assert!(refused.unwrap_err().to_string().contains("rank 1 on "));
+            assert!(refused.err().unwrap().to_string().contains("rank 1 on "));
             let other = Group::meet(&launch(1, 3), Meeting::At(address.clone()), options(LONG));
-            let reason = other.unwrap_err().to_string();
+            let reason = other.err().unwrap().to_string();
             assert!(reason.contains("with 3 ranks, rank 0 of roclip"), "{reason}");
             assert_eq!(first.join().unwrap().unwrap_err().to_string(), reason);
         });
@@ -443,7 +444,7 @@ mod tests {
     fn who_has_not_come_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let options = GroupOptions { timeout: Duration::from_millis(50), end: Box::new(|_| {}) };
-        let error = Group::meet(&launch(0, 3), Meeting::Here(listener), options).unwrap_err();
+        let error = Group::meet(&launch(0, 3), Meeting::Here(listener), options).err().unwrap();
         assert_eq!(
             error.to_string(),
             "distributed: not all 3 ranks have come; these have not: 1, 2"

@@ -82,15 +82,28 @@ impl fmt::Display for Peer {
     }
 }
 
+/// Tells more of a stage when it is asked for.
+pub type Detail = Box<dyn Fn() -> String + Send>;
+
 /// What this rank is at, as its thread reads it.
-#[derive(Debug)]
 struct Now {
     stage: Stage,
+    detail: Option<Detail>,
     since: Instant,
     failed: Option<String>,
 }
 
-#[derive(Debug)]
+impl Now {
+    fn stage(&self) -> Stage {
+        let Stage { what, waits } = self.stage.clone();
+        let what = match &self.detail {
+            Some(detail) => format!("{what}: {}", detail()),
+            None => what,
+        };
+        Stage { what, waits }
+    }
+}
+
 struct Shared {
     now: Mutex<Now>,
     leaving: AtomicBool,
@@ -107,13 +120,13 @@ impl Shared {
         match &now.failed {
             Some(error) => Word::Failed(error.clone()),
             None if self.leaving.load(Ordering::Relaxed) => Word::Bye,
-            None => Word::At(now.stage.clone(), now.since.elapsed().as_millis() as u64),
+            None => Word::At(now.stage(), now.since.elapsed().as_millis() as u64),
         }
     }
 }
 
 /// A rank's part in the watch. A clone is the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Watch {
     shared: Arc<Shared>,
 }
@@ -121,7 +134,8 @@ pub struct Watch {
 impl Default for Watch {
     /// Of a process that nobody watches.
     fn default() -> Self {
-        let now = Now { stage: Stage::default(), since: Instant::now(), failed: None };
+        let (stage, since) = (Stage::default(), Instant::now());
+        let now = Now { stage, detail: None, since, failed: None };
         Self { shared: Arc::new(Shared { now: Mutex::new(now), leaving: AtomicBool::new(false) }) }
     }
 }
@@ -129,21 +143,25 @@ impl Default for Watch {
 impl Watch {
     /// This rank begins something, or gets on with it: the clock starts anew.
     pub fn enter(&self, what: impl Into<String>) {
-        self.set(Stage { what: what.into(), waits: false });
+        self.set(Stage { what: what.into(), waits: false }, None);
+    }
+
+    /// As [`Watch::enter`], with what is asked for when there is something to tell.
+    pub fn enter_telling(&self, what: impl Into<String>, detail: Detail) {
+        self.set(Stage { what: what.into(), waits: false }, Some(detail));
     }
 
     /// This rank waits for others until the guard goes; then it is at what it was before.
     pub fn wait(&self) -> Waiting<'_> {
         let mut now = self.shared.now();
-        let was = now.stage.clone();
         now.stage.waits = true;
         now.since = Instant::now();
-        Waiting { watch: self, was }
+        Waiting { watch: self }
     }
 
-    fn set(&self, stage: Stage) {
+    fn set(&self, stage: Stage, detail: Option<Detail>) {
         let mut now = self.shared.now();
-        (now.stage, now.since) = (stage, Instant::now());
+        (now.stage, now.detail, now.since) = (stage, detail, Instant::now());
     }
 
     /// This rank cannot go on.
@@ -157,15 +175,14 @@ impl Watch {
 }
 
 /// See [`Watch::wait`].
-#[derive(Debug)]
 pub struct Waiting<'a> {
     watch: &'a Watch,
-    was: Stage,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.watch.set(std::mem::take(&mut self.was));
+        let mut now = self.watch.shared.now();
+        (now.stage.waits, now.since) = (false, Instant::now());
     }
 }
 
@@ -261,17 +278,18 @@ impl Sentry {
         loop {
             let word = watch.shared.word();
             let is_last = !matches!(word, Word::At(..));
-            if is_last || told.is_none_or(|told| told.elapsed() >= PULSE) {
-                tell(&others, &word);
-                told = Some(Instant::now());
-            }
-            if let Word::Failed(error) = &word {
+            match &word {
                 // The others speak to rank 0 alone, which says it to all.
-                let message = format!("{me} cannot go on: {error}");
-                if me.rank == 0 {
-                    tell(&others, &Word::End(Verdict::new(message)));
+                Word::Failed(error) if me.rank == 0 => {
+                    let message = format!("{me} cannot go on: {error}");
+                    return tell(&others, &Word::End(Verdict::new(message)));
                 }
-                return;
+                Word::Failed(_) => return tell(&others, &word),
+                _ if is_last || told.is_none_or(|told| told.elapsed() >= PULSE) => {
+                    tell(&others, &word);
+                    told = Some(Instant::now());
+                }
+                _ => {}
             }
             let lost = others.iter_mut().find_map(Heard::listen);
             if let Some(verdict) = lost.or_else(|| judge(&watch, &me, &others, patience)) {
@@ -311,8 +329,11 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
     if me.rank > 0 || active().next().is_none() {
         return None;
     }
-    let now = watch.shared.now();
-    let mine = (me, &now.stage, now.since.elapsed());
+    let (stage, since) = {
+        let now = watch.shared.now();
+        (now.stage(), now.since.elapsed())
+    };
+    let mine = (me, &stage, since);
     let mut all =
         active().map(|other| (&other.peer, &other.stage, other.stuck_for())).chain([mine]);
     let waits = |waiting: bool| {

@@ -295,7 +295,9 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
         batches: &mut Epoch,
         ahead: Option<Result<Option<Fetched>>>,
     ) -> Result<Option<Fetched>> {
-        self.enter("reading");
+        let (epoch, step) = (self.position.epoch, self.trainer.steps());
+        let what = format!("reading, epoch {epoch}, step {step}");
+        self.group.watch().enter_telling(what, Box::new(batches.reading()));
         match ahead {
             _ if self.stop.load(Ordering::Relaxed) => Ok(None),
             Some(ahead) => ahead,

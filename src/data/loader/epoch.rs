@@ -89,6 +89,12 @@ impl Epoch {
         std::mem::take(&mut self.entries)
     }
 
+    /// Asked on any thread, names the shards that are being read at that moment.
+    pub fn reading(&self) -> impl Fn() -> String + Send + use<> {
+        let clocks = self.clocks();
+        move || clocks.open_shards().join(", ")
+    }
+
     /// Where the time went.
     pub fn stats(&self) -> Stats {
         let ready = self.lanes.iter().map(Lane::ready).min();

@@ -69,7 +69,10 @@ impl Reading {
     /// One reader: takes turns until there are no more, or nobody wants them.
     pub(super) fn run(&self) {
         while let Some(begun) = self.begin_turn() {
+            let name = &self.shards[begun.part.shard as usize].name;
+            self.clocks.open(name);
             let outcome = self.read_shard(&begun);
+            self.clocks.close(name);
             if self.is_stopped() {
                 return;
             }

@@ -1,6 +1,7 @@
 //! Where the time of an epoch goes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time spent by the threads, in nanoseconds, and what passed.
@@ -12,6 +13,8 @@ pub(super) struct Clocks {
     pub prepare_starved: AtomicU64,
     pub prepare_busy: AtomicU64,
     pub consumer_wait: AtomicU64,
+    /// Shards that are being read.
+    open: Mutex<Vec<Arc<str>>>,
 }
 
 pub(super) fn add_since(clock: &AtomicU64, since: Instant) {
@@ -19,6 +22,28 @@ pub(super) fn add_since(clock: &AtomicU64, since: Instant) {
 }
 
 impl Clocks {
+    fn opened(&self) -> MutexGuard<'_, Vec<Arc<str>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reader begins with a shard.
+    pub(super) fn open(&self, shard: &Arc<str>) {
+        self.opened().push(Arc::clone(shard));
+    }
+
+    /// A reader is done with it.
+    pub(super) fn close(&self, shard: &Arc<str>) {
+        let mut opened = self.opened();
+        if let Some(at) = opened.iter().position(|open| open == shard) {
+            opened.swap_remove(at);
+        }
+    }
+
+    /// The shards that are being read.
+    pub(super) fn open_shards(&self) -> Vec<Arc<str>> {
+        self.opened().clone()
+    }
+
     /// Bytes of members that came since then.
     pub(super) fn read(&self, since: Instant, bytes: usize) {
         add_since(&self.read_busy, since);
