@@ -25,6 +25,18 @@ pub trait Communicator<D: Device>: Send {
         all: ViewMut<'_, D, T>,
     ) -> Result<()>;
 
+    /// Sends the `n`-th of the equal blocks of `local`, of which there are as many as ranks, to rank
+    /// `n`, and lays the blocks that come, from each rank one, end to end, in rank order.
+    ///
+    /// # Errors
+    /// See [`Communicator`].
+    fn all_to_all<T: Element>(
+        &self,
+        device: &D,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
+    ) -> Result<()>;
+
     /// Replaces every rank's values by their sum over ranks: the same bits on each, and the same
     /// again for the same values.
     ///
@@ -61,6 +73,15 @@ impl<D: Device> Communicator<D> for Solo {
     }
 
     fn all_gather<T: Element>(
+        &self,
+        device: &D,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
+    ) -> Result<()> {
+        device.copy(local, all)
+    }
+
+    fn all_to_all<T: Element>(
         &self,
         device: &D,
         local: View<'_, D, T>,

@@ -159,6 +159,15 @@ impl<D: Device> Communicator<Counting<D>> for Ranks {
         unreachable!("{NOTHING}")
     }
 
+    fn all_to_all<T: Element>(
+        &self,
+        _: &Counting<D>,
+        _: View<'_, Counting<D>, T>,
+        _: ViewMut<'_, Counting<D>, T>,
+    ) -> Result<()> {
+        unreachable!("{NOTHING}")
+    }
+
     fn all_reduce_sum(&self, _: &Counting<D>, _: ViewMut<'_, Counting<D>, D::Acc>) -> Result<()> {
         unreachable!("{NOTHING}")
     }

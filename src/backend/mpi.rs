@@ -112,6 +112,19 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
         self.world.allgather(local, all).map_err(failed)
     }
 
+    fn all_to_all<T: Element>(
+        &self,
+        _: &Cpu<F>,
+        local: View<'_, Cpu<F>, T>,
+        all: ViewMut<'_, Cpu<F>, T>,
+    ) -> Result<()> {
+        let (local, all) = (
+            bytemuck::cast_slice::<_, u8>(local.slice()),
+            bytemuck::cast_slice_mut(all.slice_mut()),
+        );
+        self.world.alltoall(local, all).map_err(failed)
+    }
+
     fn all_reduce_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
         self.world.allreduce_inplace(values.slice_mut(), ReduceOp::Sum).map_err(failed)
     }

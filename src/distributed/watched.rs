@@ -33,6 +33,16 @@ impl<D: Device, C: Communicator<D> + Sync> Communicator<D> for Watched<C> {
         self.comm.all_gather(device, local, all)
     }
 
+    fn all_to_all<T: Element>(
+        &self,
+        device: &D,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
+    ) -> Result<()> {
+        let _waiting = self.watch.wait();
+        self.comm.all_to_all(device, local, all)
+    }
+
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()> {
         let _waiting = self.watch.wait();
         self.comm.all_reduce_sum(device, values)

@@ -57,6 +57,18 @@ impl<D: Device> Communicator<D> for ThreadsComm {
         device.upload(&self.exchange(device, local)?.concat(), all)
     }
 
+    fn all_to_all<T: Element>(
+        &self,
+        device: &D,
+        local: View<'_, D, T>,
+        all: ViewMut<'_, D, T>,
+    ) -> Result<()> {
+        let ranks = self.exchange(device, local)?;
+        let block = local.len / ranks.len();
+        let mine = ranks.iter().flat_map(|rank| &rank[self.rank * block..][..block]);
+        device.upload(&mine.copied().collect::<Vec<_>>(), all)
+    }
+
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()> {
         let view = View { buf: &*values.buf, offset: values.offset, len: values.len };
         let ranks = self.exchange(device, view)?;
