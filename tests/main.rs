@@ -35,6 +35,7 @@ mod robust;
 mod safeclip;
 mod sampling;
 mod run;
+mod sharded;
 mod shards_tool;
 #[cfg(feature = "sim")]
 mod sim;

@@ -7,22 +7,25 @@
 
 use roclip::Error;
 use roclip::backend::cpu::Cpu;
-use roclip::backend::{View, ViewMut};
+use roclip::backend::{Solo, View, ViewMut};
 use roclip::flow::{Place, State};
-use roclip::matching::{CaptionPool, PoolShape, Variant};
+use roclip::matching::{CaptionPool, PoolPart, PoolShape, Variant};
 use roclip::rng::{Domain, Rng};
 use std::path::Path;
 
 type Pool = CaptionPool<Cpu<f32>>;
 
+fn shape_of([rows, width, queries]: [usize; 3]) -> PoolShape {
+    PoolShape { rows, width, queries, part: PoolPart::WHOLE }
+}
+
 fn pool(device: &Cpu<f32>, variant: Variant, shape: [usize; 3]) -> Pool {
-    let [rows, width, queries] = shape;
-    CaptionPool::new(device, variant, PoolShape { rows, width, queries }, 1).unwrap()
+    CaptionPool::new(device, variant, shape_of(shape), 1).unwrap()
 }
 
 fn saved(device: &Cpu<f32>, pool: &Pool) -> State {
     let mut state = State::default();
-    pool.save(device, &mut state).unwrap();
+    pool.save(device, &Solo, &mut state).unwrap();
     state
 }
 
@@ -137,12 +140,12 @@ fn an_own_caption_is_found_from_the_next_step_on() {
         pool.insert(&device, View::all(&unit_rows(0, 4, 16)), &[]).unwrap();
         for step in 1..20 {
             let captions = unit_rows(step, 4, 16);
-            pool.lookup(&device, View::all(&captions), ViewMut::all(&mut out)).unwrap();
+            pool.lookup(&device, &Solo, View::all(&captions), ViewMut::all(&mut out)).unwrap();
             let before = pool.matches(&device).unwrap().clone();
             assert!(before.score.iter().all(|&s| s < 0.999), "{variant:?}, {step}: {before:?}");
             let head = pool.head() as u32;
             pool.insert(&device, View::all(&captions), &[]).unwrap();
-            pool.lookup(&device, View::all(&captions), ViewMut::all(&mut out)).unwrap();
+            pool.lookup(&device, &Solo, View::all(&captions), ViewMut::all(&mut out)).unwrap();
             let after = pool.matches(&device).unwrap();
             assert_eq!(after.index, [head, head + 1, head + 2, head + 3], "{variant:?}, {step}");
             assert!(after.score.iter().all(|&s| (s - 1.0).abs() < 1e-6));
@@ -158,9 +161,9 @@ fn rows_not_filled_take_no_part() {
     let mut pool = pool(&device, Variant::Paper, [5, 2, 1]);
     let mut out = vec![0.0; 2];
     let query = vec![1.0, 0.0];
-    assert!(pool.lookup(&device, View::all(&query), ViewMut::all(&mut out)).is_err());
+    assert!(pool.lookup(&device, &Solo, View::all(&query), ViewMut::all(&mut out)).is_err());
     pool.insert(&device, View::all(&vec![-1.0, 0.0, -0.6, 0.8]), &[]).unwrap();
-    pool.lookup(&device, View::all(&query), ViewMut::all(&mut out)).unwrap();
+    pool.lookup(&device, &Solo, View::all(&query), ViewMut::all(&mut out)).unwrap();
     assert_eq!(out, [-0.6, 0.8]);
     let matches = pool.matches(&device).unwrap();
     assert_eq!((&matches.index, &matches.score), (&vec![1], &vec![-0.6]));
@@ -184,13 +187,13 @@ fn the_released_pool_starts_as_noise() {
     let norm = wanted.iter().map(|x| x * x).sum::<f32>().sqrt();
     let query: Vec<f32> = wanted.iter().map(|x| x / norm).collect();
     let mut out = vec![0.0; 64];
-    pool.lookup(&device, View::all(&query), ViewMut::all(&mut out)).unwrap();
+    pool.lookup(&device, &Solo, View::all(&query), ViewMut::all(&mut out)).unwrap();
     assert_eq!(out, wanted);
     let score = pool.matches(&device).unwrap().score[0];
     assert!((score - 1.0).abs() < 1e-6, "cosine, not inner product: {score}");
 
     let again = |seed| {
-        let shape = PoolShape { rows: 2_000, width: 64, queries: 1 };
+        let shape = shape_of([2_000, 64, 1]);
         saved(&device, &CaptionPool::new(&device, Variant::Official, shape, seed).unwrap())
     };
     assert!(again(1) == state && again(2) != state);
@@ -206,7 +209,7 @@ fn a_saved_pool_goes_on_in_the_same_bits() {
                 kept.insert(&device, View::all(&unit_rows(step, 5, 6)), &[]).unwrap();
             }
             let state = saved(&device, &kept);
-            let shape = PoolShape { rows: 13, width: 6, queries: 3 };
+            let shape = shape_of([13, 6, 3]);
             let mut other = CaptionPool::new(&device, variant, shape, 99).unwrap();
             other.load(&device, &state, Path::new("p.safetensors")).unwrap();
             assert_eq!(saved(&device, &other), state);
@@ -215,7 +218,7 @@ fn a_saved_pool_goes_on_in_the_same_bits() {
                     (unit_rows(100 + step, 3, 6), [vec![0.0; 18], vec![0.0; 18]]);
                 for (pool, out) in [&mut kept, &mut other].into_iter().zip(&mut outs) {
                     pool.insert(&device, View::all(&unit_rows(step, 5, 6)), &[]).unwrap();
-                    pool.lookup(&device, View::all(&queries), ViewMut::all(out)).unwrap();
+                    pool.lookup(&device, &Solo, View::all(&queries), ViewMut::all(out)).unwrap();
                 }
                 assert_eq!(outs[0], outs[1]);
                 assert_eq!(kept.matches(&device).unwrap(), other.matches(&device).unwrap());
@@ -245,8 +248,7 @@ fn a_pool_that_contradicts_itself_is_refused_and_nothing_changes() {
         headless.values.remove("pool.head");
         let mut rowless = good.clone();
         rowless.tensors.clear();
-        let other_size =
-            CaptionPool::new(&device, variant, PoolShape { rows: 12, width: 6, queries: 3 }, 1);
+        let other_size = CaptionPool::new(&device, variant, shape_of([12, 6, 3]), 1);
         wrong.extend([fractional, headless, rowless, saved(&device, &other_size.unwrap())]);
         for state in wrong {
             let refusal = pool.load(&device, &state, Path::new("p.safetensors")).unwrap_err();

@@ -15,7 +15,7 @@ use crate::step::{
 use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Communicator, Device, Slot, Solo, View, ViewMut};
 use roclip::encode::Keep;
-use roclip::matching::{CaptionPool, PoolShape, Variant};
+use roclip::matching::{CaptionPool, PoolPart, PoolShape, Variant};
 use roclip::objective::{ClipLoss, CyclicWeights, Targets, Terms};
 use roclip::train::objective::Objective;
 use roclip::train::step::Outcome;
@@ -63,17 +63,23 @@ impl Case {
     }
 
     /// The neighbours of each modality, from its pool.
-    fn look_up<F: CpuFloat>(&self, device: &Cpu<F>, loss: &mut ClipLoss<Cpu<F>>, pairs: usize) {
+    fn look_up<F: CpuFloat>(
+        &self,
+        device: &Cpu<F>,
+        comm: &impl Communicator<Cpu<F>>,
+        loss: &mut ClipLoss<Cpu<F>>,
+        pairs: usize,
+    ) {
         if self.targets() != Targets::Neighbours {
             return;
         }
         for (pool, (queries, neighbours)) in self.pools.iter().zip(loss.for_neighbours()) {
             let rows: Vec<F> = pool.iter().map(|&x| F::from_f64(x)).collect();
-            let shape =
-                PoolShape { rows: rows.len() / self.width, width: self.width, queries: pairs };
+            let (width, part) = (self.width, PoolPart::WHOLE);
+            let shape = PoolShape { rows: rows.len() / width, width, queries: pairs, part };
             let mut pool = CaptionPool::new(device, Variant::RoClip, shape, 0).unwrap();
             pool.insert(device, View::all(&rows), &[]).unwrap();
-            pool.lookup(device, queries, neighbours).unwrap();
+            pool.lookup(device, comm, queries, neighbours).unwrap();
         }
     }
 }
@@ -113,7 +119,7 @@ fn evaluate<F: CpuFloat>(case: &Case, comm: &impl Communicator<Cpu<F>>, threads:
     loss.normalize_images(&device, comm, View::all(&image)).unwrap();
     loss.normalize_texts(&device, comm, View::all(&text)).unwrap();
     let weights = device.weights(&convert(&[9.0, case.logit_scale, -9.0])).unwrap();
-    case.look_up(&device, &mut loss, pairs);
+    case.look_up(&device, comm, &mut loss, pairs);
     let targets = case.targets();
     loss.forward(&device, comm, &weights, SCALE, targets).unwrap();
     let nan = || vec![F::from_f64(f64::NAN); image.len()];
@@ -261,7 +267,7 @@ fn bits_do_not_depend_on_threads_or_on_what_learns() {
         loss.normalize_images(&device, &Solo, View::all(&image)).unwrap();
         loss.normalize_texts(&device, &Solo, View::all(&text)).unwrap();
         let weights = device.weights(&convert(&[0.0, case.logit_scale, 0.0])).unwrap();
-        case.look_up(&device, &mut loss, case.pairs);
+        case.look_up(&device, &Solo, &mut loss, case.pairs);
         let targets = case.targets();
         loss.forward(&device, &Solo, &weights, SCALE, targets).unwrap();
         let (mut d_image, mut grads) = (vec![f32::NAN; image.len()], vec![1.0; 3]);

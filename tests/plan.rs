@@ -118,7 +118,7 @@ fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) ->
     };
     let (adamw, decay) = (AdamWOptions::default(), DecayRule::ByShape);
     let locks = Locks::default();
-    Recipe { model, keep, locks, pool_rows: 5, adamw, decay, step }
+    Recipe { model, keep, locks, pool_rows: 5, shard_pool: false, adamw, decay, step }
 }
 
 fn planner<D: Backend>(recipe: Recipe) -> Planner<'static, D> {
@@ -182,7 +182,7 @@ fn recipe_trains_as_planned<F: CpuFloat>(recipe: &Recipe) -> Plan {
     let keep = recipe.keep;
     let plan = planner::<Cpu<F>>(recipe.clone()).plan().unwrap();
     let weights = encode::init(&device, &recipe.model, 7).unwrap();
-    let parts = recipe.parts(&device, weights, 7).unwrap();
+    let parts = recipe.parts(&device, &Solo, weights, 7).unwrap();
     let mut trainer = Trainer::new(device.clone(), Solo, parts, recipe.step.clone()).unwrap();
     for epoch in 0..3 {
         for part in objective.parts(epoch) {
@@ -248,7 +248,7 @@ fn evaluation_takes_what_was_planned() {
     planner.evaluation = Some(Box::new(|device, model| EmbedderRoom::new(device, model).map(drop)));
     let plan = planner.plan().unwrap();
     let weights = encode::init(&device, &recipe.model, 7).unwrap();
-    let mut parts = recipe.parts(&device, weights, 7).unwrap();
+    let mut parts = recipe.parts(&device, &Solo, weights, 7).unwrap();
     let before = device.allocated();
     let mut embedder = Embedder::new(&device, &mut parts.model, &parts.weights).unwrap();
     let classifier = zeroshot.classifier(&mut embedder).unwrap();

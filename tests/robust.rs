@@ -14,7 +14,7 @@ use crate::common::golden;
 use roclip::backend::cpu::Cpu;
 use roclip::backend::{Device, Slot, Solo, View, ViewMut};
 use roclip::flow::{ParamTable, State};
-use roclip::matching::{CaptionPool, PoolShape, Variant};
+use roclip::matching::{CaptionPool, PoolPart, PoolShape, Variant};
 use roclip::objective::{ClipLoss, LogitScale, Targets, Terms};
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind, TextUpdate};
 use roclip::train::objective::Objective;
@@ -124,7 +124,8 @@ impl Run {
     fn new(objective: Objective, golden: &Golden) -> Self {
         let device = Cpu::new(1).unwrap();
         let table = table();
-        let shape = PoolShape { rows: golden.pool, width: D, queries: golden.batch };
+        let (rows, queries, part) = (golden.pool, golden.batch, PoolPart::WHOLE);
+        let shape = PoolShape { rows, width: D, queries, part };
         let mut pool =
             CaptionPool::new(&device, objective.variant().unwrap_or_default(), shape, 1).unwrap();
         if objective == Objective::Official {
@@ -173,7 +174,7 @@ impl Run {
         let targets = if matched { Targets::Matched } else { Targets::Own };
         if matched {
             let (images, substitutes) = loss.for_matching();
-            pool.lookup(device, images, substitutes).unwrap();
+            pool.lookup(device, &Solo, images, substitutes).unwrap();
         }
         loss.forward(device, &Solo, weights, slot, targets).unwrap();
         let value = loss.value(device, targets).unwrap();
@@ -230,7 +231,7 @@ fn replay(objective: Objective) {
         assert_eq!(run.pool.head(), step.head, "{objective}, step {i}");
         assert_eq!(run.pool.filled() * D, step.rows.len(), "{objective}, step {i}");
         let mut state = State::default();
-        run.pool.save(&run.device, &mut state).unwrap();
+        run.pool.save(&run.device, &Solo, &mut state).unwrap();
         let is_rows = |(name, _): &(&String, _)| *name != "pool.places";
         let rows = &state.tensors.iter().find(is_rows).unwrap().1.values;
         for (&a, &b) in rows.iter().zip(&step.rows) {

@@ -10,7 +10,7 @@ use roclip::backend::cpu::{Cpu, CpuFloat};
 use roclip::backend::{Backend, Device, Float, Solo};
 use roclip::encode::{Clip, ClipConfig, Keep};
 use roclip::flow::{Batch, PackedTokens, SampleId, State};
-use roclip::matching::{CaptionPool, PoolShape};
+use roclip::matching::{CaptionPool, PoolPart, PoolShape};
 use roclip::optim::{AdamWOptions, DecayRule, Optimizer, Schedule, ScheduleKind};
 use roclip::train::objective::{Objective, SafeClip};
 use roclip::train::step::{Outcome, Parts, Report, StepOptions, Trainer};
@@ -140,7 +140,8 @@ pub fn trainer_of<D: Backend>(
 ) -> Trainer<D, Solo> {
     let values: Vec<_> = tiny_weights(model.params()).into_iter().map(Float::from_f64).collect();
     let adamw = AdamWOptions { lr: 0.002, grad_clip_norm: Some(0.5), ..AdamWOptions::default() };
-    let shape = PoolShape { rows: 9, width: model.config().embed_dim, queries: PAIRS };
+    let (width, part) = (model.config().embed_dim, PoolPart::WHOLE);
+    let shape = PoolShape { rows: 9, width, queries: PAIRS, part };
     let pool = |number| {
         let variant = objective.variant().unwrap_or_default();
         (number < objective.pools()).then(|| CaptionPool::new(device, variant, shape, 0).unwrap())

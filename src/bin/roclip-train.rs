@@ -186,7 +186,7 @@ fn train<D: Backend, C: Communicator<D>>(
         Some(pretrained) => pretrained.weights(&device)?,
         None => encode::init(&device, &config, args.run.seed)?,
     };
-    let parts = recipe.parts(&device, weights, args.run.seed)?;
+    let parts = recipe.parts(&device, &comm, weights, args.run.seed)?;
     let mut log = if group.is_first() { open_log(&folder, &settings)? } else { Log::silent() };
     log.info(format!("Running on {}{}", device.name(), group.in_words()));
     let (parameters, memory) = (parts.model.params().values(), planner.plan()?.in_words());
@@ -263,7 +263,8 @@ fn recipe(
     };
     let keep = if args.optim.grad_checkpointing { Keep::Inputs } else { Keep::All };
     let locks = args.model.locks();
-    Recipe { model: model.clone(), keep, locks, pool_rows, adamw, decay, step }
+    let (model, shard_pool) = (model.clone(), args.objective.shard_pool);
+    Recipe { model, keep, locks, pool_rows, shard_pool, adamw, decay, step }
 }
 
 /// Whether the objective looks at all pairs between epochs.

@@ -122,7 +122,8 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace> Planner<'_, D> {
         let activations = device.take();
         let optimizer = recipe.optimizer(&device, &model)?;
         let moments = device.take();
-        let [pool, image_pool] = recipe.pools(&device)?;
+        let comm = Ranks(self.world_size);
+        let [pool, image_pool] = recipe.pools(&device, &comm)?;
         let pool_bytes = device.take();
         device.zero_weights(model.params().weights_len())?;
         let weights = device.take();
@@ -133,7 +134,6 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace> Planner<'_, D> {
         let (params, pools) = (model.params().values(), [&pool, &image_pool]);
         let pool_rows: usize = pools.into_iter().flatten().map(|pool| pool.shape().rows).sum();
         let parts = Parts { model, weights: (), optimizer, pool, image_pool };
-        let comm = Ranks(self.world_size);
         let trainer = Trainer::new(device.clone(), comm, parts, recipe.step.clone())?;
         let rooms = trainer.pictures.buffers().iter().map(|buffer| buffer.bytes());
         let (grads, batch) = (trainer.grads.bytes(), rooms.sum::<usize>());

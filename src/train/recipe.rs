@@ -1,11 +1,11 @@
 //! What a trainer is made of, before it is made.
 
 use super::step::{Parts, StepOptions};
-use crate::backend::{Backend, Device};
+use crate::backend::{Backend, Communicator, Device};
 use crate::encode::{Clip, ClipConfig, Keep};
 use crate::error::Result;
 use crate::flow::Locks;
-use crate::matching::{CaptionPool, PoolShape};
+use crate::matching::{CaptionPool, PoolPart, PoolShape};
 use crate::optim::{AdamWOptions, DecayRule, Optimizer};
 
 /// Everything that decides which buffers a trainer has.
@@ -19,6 +19,8 @@ pub struct Recipe {
     pub locks: Locks,
     /// Rows of a pool, where the objective has one.
     pub pool_rows: usize,
+    /// Whether each rank holds a part of these, not all of them. Results are the same.
+    pub shard_pool: bool,
     /// The optimiser's numbers.
     pub adamw: AdamWOptions,
     /// Which parameters decay.
@@ -50,14 +52,21 @@ impl Recipe {
         Optimizer::new(device, model.params(), self.adamw, self.decay)
     }
 
-    /// The pools of captions and of images, as far as the objective has them; not started.
+    /// What this rank holds of the pools of captions and of images, as far as the objective has
+    /// them; not started.
     ///
     /// # Errors
     /// [`crate::Error::Device`] where memory does not suffice.
-    pub fn pools<D: Device>(&self, device: &D) -> Result<[Option<CaptionPool<D>>; 2]> {
+    pub fn pools<D: Device>(
+        &self,
+        device: &D,
+        comm: &impl Communicator<D>,
+    ) -> Result<[Option<CaptionPool<D>>; 2]> {
         let (objective, rows) = (self.step.objective, self.pool_rows);
         let queries = self.step.pairs();
-        let shape = PoolShape { rows, width: self.model.embed_dim, queries };
+        let own = PoolPart { number: comm.rank(), of: comm.world_size() };
+        let part = if self.shard_pool { own } else { PoolPart::WHOLE };
+        let shape = PoolShape { rows, width: self.model.embed_dim, queries, part };
         let room = |number| {
             let is_there = number < objective.pools();
             let variant = objective.variant().unwrap_or_default();
@@ -73,11 +82,12 @@ impl Recipe {
     pub fn parts<D: Backend>(
         &self,
         device: &D,
+        comm: &impl Communicator<D>,
         weights: D::Weights,
         seed: u64,
     ) -> Result<Parts<D>> {
         let model = self.clip(device)?;
-        let (optimizer, mut pools) = (self.optimizer(device, &model)?, self.pools(device)?);
+        let (optimizer, mut pools) = (self.optimizer(device, &model)?, self.pools(device, comm)?);
         pools.iter_mut().flatten().try_for_each(|pool| pool.start(device, seed))?;
         let [pool, image_pool] = pools;
         Ok(Parts { weights, optimizer, pool, image_pool, model })

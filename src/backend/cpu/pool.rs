@@ -2,7 +2,7 @@
 
 use super::gemm::Mat;
 use super::{Cpu, CpuFloat};
-use crate::backend::ops::pool::Pool;
+use crate::backend::ops::pool::{Pool, is_ahead};
 use crate::backend::{View, ViewMut, Write};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -70,7 +70,7 @@ fn nearest<F: CpuFloat>(
         let best = index.chunks_exact_mut(k).zip(score.chunks_exact_mut(k));
         for ((index, score), found) in best.zip(tile.chunks_exact(n)) {
             for (row, &found) in found.iter().enumerate() {
-                if ahead(found, score[k - 1]) {
+                if is_ahead(found, score[k - 1]) {
                     insert(index, score, (block * ROWS + row) as u32, found);
                 }
             }
@@ -78,15 +78,10 @@ fn nearest<F: CpuFloat>(
     }
 }
 
-/// Whether a score of a later row comes first; one that is still NaN yields to any number.
-fn ahead<F: CpuFloat>(found: F, score: F) -> bool {
-    found > score || (score.is_nan() && !found.is_nan())
-}
-
 /// Takes a score that is ahead of the last one in, behind those that it is not ahead of.
 fn insert<F: CpuFloat>(index: &mut [u32], score: &mut [F], row: u32, found: F) {
     let mut at = score.len() - 1;
-    while at > 0 && ahead(found, score[at - 1]) {
+    while at > 0 && is_ahead(found, score[at - 1]) {
         (index[at], score[at]) = (index[at - 1], score[at - 1]);
         at -= 1;
     }

@@ -1,7 +1,7 @@
 //! Contract of `pool`: a ring of rows, and for every query the nearest of them.
 
 use super::require;
-use crate::backend::{Device, View, ViewMut};
+use crate::backend::{Device, Float, View, ViewMut};
 use crate::error::Result;
 
 /// What the device must be able to do. Call the functions of this module, which check, not these.
@@ -90,6 +90,12 @@ pub fn top_k<D: Pool>(
         format!("{}, {}, k = {k}", index.len, score.len)
     })?;
     device.pool_match(width, k, queries, rows, index, score)
+}
+
+/// Whether the score of a later row comes before that of an earlier one: the order of [`top_k`].
+pub fn is_ahead<F: Float>(later: F, earlier: F) -> bool {
+    let is_number = |x: F| x.partial_cmp(&x).is_some();
+    later > earlier || (!is_number(earlier) && is_number(later))
 }
 
 /// Writes rows into the ring: row `i` goes to slot `(at + i) mod M`, overwriting.

@@ -16,11 +16,15 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 
 impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
-    /// Writes a checkpoint, on rank 0. All ranks are asked for one at the same places.
+    /// Writes a checkpoint, on rank 0. All ranks are asked for one at the same places, and hand
+    /// over what rank 0 does not have.
     fn save(&self, path: impl FnOnce(&Folder) -> PathBuf) -> Result<Option<(&Folder, PathBuf)>> {
         self.enter("saving");
         let position = self.whole_position()?;
-        let Some(folder) = &self.folder else { return Ok(None) };
+        let Some(folder) = &self.folder else {
+            self.trainer.hand_over()?;
+            return Ok(None);
+        };
         let path = path(folder);
         file::write(&path, &self.state(position)?)?;
         folder.drop_steps_but(&path)?;

@@ -58,12 +58,12 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         match (targets, pools) {
             (Targets::Matched, [_, Some(pool)]) => {
                 let (queries, substitutes) = self.loss.for_matching();
-                pool.lookup(&self.device, queries, substitutes)
+                pool.lookup(&self.device, &self.comm, queries, substitutes)
             }
             (Targets::Neighbours, pools) => {
                 let lookups = pools.into_iter().flatten().zip(self.loss.for_neighbours());
                 for (pool, (queries, neighbours)) in lookups {
-                    pool.lookup(&self.device, queries, neighbours)?;
+                    pool.lookup(&self.device, &self.comm, queries, neighbours)?;
                 }
                 Ok(())
             }

@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::backend::{Backend, Communicator, Float};
 use crate::error::Result;
 use crate::flow::State;
+use crate::matching::CaptionPool;
 use std::path::Path;
 
 impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
@@ -21,17 +22,29 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         Ok(())
     }
 
-    /// Parameters, moments, pools and step count.
+    /// Parameters, moments, pools and step count. All of them are the same on each rank, but for
+    /// pools in parts: while one rank saves, all others [`Trainer::hand_over`] theirs.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] where the device refuses.
+    /// [`crate::Error::Device`] where the device refuses, or another rank is gone.
     pub fn save(&self, state: &mut State) -> Result<()> {
         self.save_weights(state)?;
         self.optimizer.save(&self.device, state)?;
-        let pools = [&self.pool, &self.image_pool];
-        pools.into_iter().flatten().try_for_each(|pool| pool.save(&self.device, state))?;
+        self.pools().try_for_each(|pool| pool.save(&self.device, &self.comm, state))?;
         state.values.insert("step".into(), self.steps.into());
         Ok(())
+    }
+
+    /// What this rank does in another's [`Trainer::save`].
+    ///
+    /// # Errors
+    /// As [`Trainer::save`].
+    pub fn hand_over(&self) -> Result<()> {
+        self.pools().try_for_each(|pool| pool.hand_over(&self.device, &self.comm))
+    }
+
+    fn pools(&self) -> impl Iterator<Item = &CaptionPool<D>> {
+        [&self.pool, &self.image_pool].into_iter().flatten()
     }
 
     /// Takes back what [`Trainer::save`] wrote. `path` names the file in errors.
