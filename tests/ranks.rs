@@ -158,14 +158,16 @@ fn roclip_learns_the_same_on_any_number_of_ranks() {
     same_on_any_number(&["--objective", "roclip"]);
 }
 
-/// Twice on the same number of ranks: the same bits.
+/// Again on the same number of ranks, and with a pool in parts: the same bits.
 #[test]
 fn a_run_of_ranks_repeats_itself() {
     let ranks = Ranks::new();
-    for name in ["a", "b"] {
-        ranks.run(name, 3, &[]);
+    ranks.run("once", 3, &[]);
+    let once = ranks.bench.final_state("once");
+    for (name, more) in [("again", &[][..]), ("parts", &["--shard-pool"])] {
+        ranks.run(name, 3, more);
+        assert_same(&once, &ranks.bench.final_state(name));
     }
-    assert_same(&ranks.bench.final_state("a"), &ranks.bench.final_state("b"));
 }
 
 /// The processes that `mpirun` started.
@@ -205,14 +207,16 @@ impl Ranks {
     }
 }
 
-/// A signal to one rank stops all, and the run goes on on other numbers of ranks.
+/// A signal to one rank stops all, and the run goes on on other numbers of ranks, whether the pool
+/// is in parts or not.
 #[test]
 fn a_run_goes_on_on_another_number_of_ranks() {
     let ranks = Ranks::new();
     // Long enough to be met in the middle.
     let slow = ["--text-aug", "eda", "--epochs", "4"];
+    let parts = [&slow[..], &["--shard-pool"]].concat();
     ranks.run("whole", 1, &slow);
-    let told = text(&ranks.disturbed("moved", (4, 2), &slow, "-USR1"));
+    let told = text(&ranks.disturbed("moved", (4, 2), &parts, "-USR1"));
     assert_eq!(told.matches("stopped by a signal; saved").count(), 1, "{told}");
     let resume = [&slow[..], &["--resume", "latest"]].concat();
     let larger = [&resume[..], &["--batch-size", "24"]].concat();

@@ -37,8 +37,8 @@ fn part_of(comm: &impl Communicator<Cpu<f32>>) -> PoolPart {
     PoolPart { number: comm.rank(), of: comm.world_size() }
 }
 
-/// Rows along the axes, whose products are exact and often the same, and now and then one that is no
-/// number.
+/// Rows along the axes, whose products are exact and often the same, and now and then one that is
+/// no number.
 fn axes(rng: &mut Rng, count: usize) -> Vec<f32> {
     let mut rows = vec![0.0; count * WIDTH];
     for row in rows.chunks_mut(WIDTH) {
@@ -190,6 +190,22 @@ fn a_pool_goes_on_in_any_parts() {
             assert_same(&whole.saved(), &state, &format!("{variant:?}, {rows}, turn {number}"));
         }
     }
+}
+
+/// More rows than are brought together at once.
+#[test]
+fn a_large_pool_is_saved_piece_by_piece() {
+    let rows = 1_500_001;
+    let mut rng = Rng::new(5, Domain::Init, 0, 0);
+    let captions = axes(&mut rng, rows - 2);
+    let mut whole = Asked::new(Solo, Variant::RoClip, rows, QUERIES);
+    whole.pool.insert(&whole.device, View::all(&captions), &[]).unwrap();
+    let states = on_ranks(2, |comm| {
+        let mut part = Asked::new(comm, Variant::RoClip, rows, QUERIES);
+        part.pool.insert(&part.device, View::all(&captions), &[]).unwrap();
+        part.saved()
+    });
+    assert_same(&whole.saved(), &states[0], "pieces");
 }
 
 /// On all ranks, also on those to which no row of the batch would have gone.
