@@ -129,8 +129,10 @@ impl<C: Communicator<Cpu<f32>>> Asked<C> {
 fn together(ranks: Vec<Option<Found>>) -> Option<Found> {
     ranks.into_iter().reduce(|all, more| {
         let (mut all, more) = (all?, more?);
-        (all.0.extend(more.0), all.1.extend(more.1));
-        (all.2.extend(more.2), all.3.extend(more.3));
+        all.0.extend(more.0);
+        all.1.extend(more.1);
+        all.2.extend(more.2);
+        all.3.extend(more.3);
         Some(all)
     })?
 }
