@@ -57,7 +57,7 @@ impl Sums {
         begun.retain(|begun| begun.start >= place.start && begun.end <= place.end);
         begun.sort_unstable_by_key(|begun| begun.start);
         let mut start = place.start;
-        for next in begun.into_iter().chain([place.end..place.end]) {
+        for next in begun.into_iter().chain(std::iter::once(place.end..place.end)) {
             self.waiting = start..next.start;
             self.begin((device, comm), grads)?;
             start = next.end;
