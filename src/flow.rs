@@ -267,7 +267,7 @@ impl ParamTable {
         let is_image = |param: &&Param| param.tower() == Tower::Image;
         let mut places = self.params.iter().filter(is_image).map(|param| param.slot.range());
         let first = places.next().unwrap_or(0..0);
-        first.start..places.last().unwrap_or(first).end
+        first.start..places.next_back().unwrap_or(first).end
     }
 
     /// Elements of all buffers, what lies between them included; 0 where there is none.

@@ -7,6 +7,7 @@
 use crate::common::shards::{members, tar};
 use crate::run::{Bench, assert_same, text};
 use roclip::flow::State;
+use roclip::rng::{Domain, Rng};
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -173,7 +174,7 @@ fn a_run_of_ranks_repeats_itself() {
 /// The processes that `mpirun` started.
 fn children(of: &Child) -> Vec<u32> {
     let path = format!("/proc/{0}/task/{0}/children", of.id());
-    let pids = fs::read_to_string(path).unwrap();
+    let pids = fs::read_to_string(path).unwrap_or_default();
     pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
@@ -242,6 +243,40 @@ fn a_killed_rank_ends_all_and_the_run_resumes_to_the_same_bits() {
         ranks.run(&name, 3, &["--resume", "latest"]);
         assert_same(&ranks.bench.final_state("whole"), &ranks.bench.final_state(&name));
     }
+}
+
+/// `kill -9` of a random rank at random moments, each followed by a resume that is killed in its
+/// turn. `ROCLIP_KILLS=20` kills more often.
+#[test]
+fn killed_at_random_the_ranks_reach_the_same_bits() {
+    let ranks = Ranks::new();
+    let began = Instant::now();
+    ranks.run("whole", 3, &[]);
+    let whole = began.elapsed();
+    let wanted = std::env::var("ROCLIP_KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let mut rng = Rng::new(20, Domain::SampleOrder, 0, 0);
+    let (mut kills, mut runs) = (0, 0);
+    while kills < wanted {
+        runs += 1;
+        let name = format!("run{runs}");
+        loop {
+            let mut command = ranks.command(&name, 3, &["--resume", "latest"]);
+            let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = quiet.spawn().unwrap();
+            std::thread::sleep(whole.mul_f64(rng.range(0.0, 1.1)));
+            let pids = children(&child);
+            // It may just have ended, or not have started any.
+            if let Some(pid) = pids.get(rng.below(3) as usize) {
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
+            }
+            if child.wait().unwrap().success() {
+                break;
+            }
+            kills += 1;
+        }
+        assert_same(&ranks.bench.final_state("whole"), &ranks.bench.final_state(&name));
+    }
+    println!("{kills} kills over {runs} runs");
 }
 
 /// A rank that stands still, as one whose machine is gone, is waited for no longer than was said.

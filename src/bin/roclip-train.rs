@@ -199,7 +199,8 @@ fn train<D: Backend, C: Communicator<D>>(
     let trainer = Trainer::new(device, comm, parts, recipe.step)?;
     let mut run = Run::new(trainer, loader, options_of_run, log, group, stop)?;
     if let Some(evaluation) = &evaluation {
-        run.evaluate = Some(Box::new(|trainer| evaluation.measure(trainer)));
+        let gets_on = || group.watch().enter("evaluating");
+        run.evaluate = Some(Box::new(move |trainer| evaluation.measure(trainer, &gets_on)));
     }
     if let Some(from) = &args.run.resume {
         run.resume(from)?;
@@ -321,9 +322,10 @@ impl Evaluation {
     fn measure<D: Backend, C: Communicator<D>>(
         &self,
         trainer: &mut Trainer<D, C>,
+        gets_on: &dyn Fn(),
     ) -> Result<BTreeMap<String, f64>> {
         let (device, model, weights) = trainer.for_eval();
-        let mut embedder = Embedder::new(device, model, weights)?;
+        let mut embedder = Embedder::new(device, model, weights)?.telling(gets_on);
         let classifier = self.zeroshot.classifier(&mut embedder)?;
         let accuracy = self.zeroshot.evaluate(&mut embedder, &classifier)?;
         let [top1, _, top5, _] = accuracy.top.map(|share| share.value());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How long a rank may take to say who it is.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long a rank that failed waits for the others to be told.
+/// How long a rank that failed waits for others to be heard of, and told.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What ranks tell each other of themselves when they meet.
@@ -179,6 +179,8 @@ impl Group {
     /// Ends all ranks, since this one cannot go on. Returns when that is on its way, with what is
     /// left to tell: rank 0 tells what another met.
     pub fn fail(mut self, error: Error) -> Error {
+        // It may be no more than what this rank sees of another's end, which is then told.
+        std::thread::sleep(FAREWELL);
         self.watch.fail(error.to_string());
         self.join();
         if self.is_first() {

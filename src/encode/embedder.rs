@@ -34,6 +34,8 @@ pub struct Embedder<'a, D: Device> {
     clip: &'a mut Clip<D>,
     weights: &'a D::Weights,
     room: EmbedderRoom<D>,
+    /// Called after each pass.
+    on_pass: &'a dyn Fn(),
 }
 
 impl<'a, D: Backend> Embedder<'a, D> {
@@ -43,7 +45,12 @@ impl<'a, D: Backend> Embedder<'a, D> {
     /// [`crate::Error::Device`] where memory does not suffice.
     pub fn new(device: &'a D, clip: &'a mut Clip<D>, weights: &'a D::Weights) -> Result<Self> {
         let room = EmbedderRoom::new(device, clip)?;
-        Ok(Self { device, clip, weights, room })
+        Ok(Self { device, clip, weights, room, on_pass: &|| {} })
+    }
+
+    /// Calls `on_pass` after each pass, for whoever wants to know that it gets on.
+    pub fn telling(self, on_pass: &'a dyn Fn()) -> Self {
+        Self { on_pass, ..self }
     }
 
     /// `D`, values of a feature.
@@ -94,6 +101,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
     fn download(&self, rows: usize, to: &mut Vec<f32>) -> Result<()> {
         let rows = View::of(&self.room.features, 0..rows * self.width());
         to.extend(self.device.to_vec(rows)?.into_iter().map(|x| x.to_f64() as f32));
+        (self.on_pass)();
         Ok(())
     }
 }

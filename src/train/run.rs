@@ -45,7 +45,8 @@ pub struct RunOptions {
     pub max_nonfinite: u64,
     /// Epochs between two evaluations; 0: only after the last.
     pub eval_frequency: u64,
-    /// Whether similarities and matches of every pair are written down; see [`crate::detect::record`].
+    /// Whether similarities and matches of every pair are written down, as
+    /// [`crate::detect::record`] has them.
     pub record_matches: bool,
     /// Settings that a run must keep to be the same run, by name; a checkpoint of others is
     /// refused.

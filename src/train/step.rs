@@ -164,7 +164,7 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace, C: Communicator<D>> Trainer<D, C
         let pixels = 3 * model.config().vision_cfg.image_size().pow(2);
         Ok(Self {
             grads: device.alloc(model.params().len())?,
-            sums: Sums::default(),
+            sums: Sums::new::<D>(),
             loss: ClipLoss::new(&device, &comm, pairs, width, options.objective.terms())?,
             logit_scale: LogitScale { slot: model.params().slot("logit_scale") },
             pictures: Pictures::new(&device, rows, pixels, passes)?,

@@ -121,8 +121,9 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
             (config.lanes, config.rank, config.world_size) = (1, 0, 1);
         })?;
         let mut batches = loader.epoch(Position::start_of(self.position.epoch))?;
-        let (device, model, weights) = self.trainer.for_eval();
-        let mut embedder = Embedder::new(device, model, weights)?;
+        let (group, (device, model, weights)) = (self.group, self.trainer.for_eval());
+        let gets_on = || group.watch().enter("comparing pictures with their captions");
+        let mut embedder = Embedder::new(device, model, weights)?.telling(&gets_on);
         let (width, mut scores) = (embedder.width(), Vec::new());
         while let Some(batch) = batches.next().transpose()? {
             let images = embedder.images(&batch.images)?;
@@ -131,7 +132,8 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
             let cosines = cosines.map(|(image, text)| cosine(image, text) as f32);
             scores.extend(batch.samples.iter().map(|sample| sample.place()).zip(cosines));
             batches.recycle(batch);
-            if self.stop.load(Ordering::Relaxed) {
+            // Several ranks stop together, at the next step.
+            if group.world_size() == 1 && self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
         }

@@ -194,8 +194,8 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
         })
     }
 
-    /// The pairs that a step was refused for, on rank 0. Where some rank singled pairs out, those of
-    /// the others are cleared.
+    /// The pairs that a step was refused for, on rank 0. Where some rank singled pairs out, those
+    /// of the others are cleared.
     pub(super) fn all_suspects(&self, mine: &Refusal) -> Result<Vec<String>> {
         let names: Vec<String> = mine.suspects.iter().map(ToString::to_string).collect();
         let told = self.group.gather(json(&(mine.singled_out, names)))?;
@@ -214,8 +214,8 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
         };
         let path = path.display();
         Err(Error::Distributed(format!(
-            "rank {rank} has another checkpoint at {path} than rank 0; is --logs the same folder on \
-             all machines?"
+            "rank {rank} has another checkpoint at {path} than rank 0; is --logs the same folder \
+             on all machines?"
         )))
     }
 

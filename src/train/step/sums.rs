@@ -10,8 +10,10 @@ const PIECE_BYTES: usize = 25 << 20;
 
 /// Which gradients of a step are being summed. Every rank begins the same pieces in the same
 /// order, since which are complete when is a matter of the model alone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sums {
+    /// Values of a piece.
+    piece: usize,
     /// Places that are being summed.
     begun: Vec<Range<usize>>,
     /// Complete, but less than a piece.
@@ -19,6 +21,11 @@ pub(super) struct Sums {
 }
 
 impl Sums {
+    /// In pieces of [`PIECE_BYTES`].
+    pub fn new<D: Device>() -> Self {
+        Self { piece: PIECE_BYTES / size_of::<D::Acc>(), begun: Vec::new(), waiting: 0..0 }
+    }
+
     /// The gradients at this place are complete.
     pub fn complete<D: Device>(
         &mut self,
@@ -36,7 +43,7 @@ impl Sums {
         } else {
             self.waiting.start = place.start;
         }
-        if self.waiting.len() * size_of::<D::Acc>() >= PIECE_BYTES {
+        if self.waiting.len() >= self.piece {
             self.begin((device, comm), grads)?;
         }
         Ok(())
@@ -57,7 +64,7 @@ impl Sums {
         begun.retain(|begun| begun.start >= place.start && begun.end <= place.end);
         begun.sort_unstable_by_key(|begun| begun.start);
         let mut start = place.start;
-        for next in begun.into_iter().chain([place.end..place.end]) {
+        for next in begun.into_iter().chain(std::iter::once(place.end..place.end)) {
             self.waiting = start..next.start;
             self.begin((device, comm), grads)?;
             start = next.end;
@@ -87,5 +94,67 @@ impl Sums {
     ) -> Result<()> {
         self.begun.clear();
         comm.end_sums(device, ViewMut::all(grads))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::backend::{Element, View};
+    use std::sync::Mutex;
+
+    type D = Cpu<f32>;
+
+    /// One of two ranks, which notes what is begun.
+    #[derive(Default)]
+    struct Noting(Mutex<Vec<Range<usize>>>);
+
+    impl Communicator<D> for Noting {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn world_size(&self) -> usize {
+            2
+        }
+        fn all_gather<T: Element>(
+            &self,
+            _: &D,
+            _: View<'_, D, T>,
+            _: ViewMut<'_, D, T>,
+        ) -> Result<()> {
+            unreachable!()
+        }
+        fn all_reduce_sum(&self, _: &D, _: ViewMut<'_, D, f32>) -> Result<()> {
+            unreachable!()
+        }
+        fn begin_sum(&self, _: &D, values: ViewMut<'_, D, f32>) -> Result<()> {
+            self.0.lock().unwrap().push(values.offset..values.offset + values.len);
+            Ok(())
+        }
+        fn end_sums(&self, _: &D, _: ViewMut<'_, D, f32>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Two towers, of which the first has three blocks; a piece is 25 values.
+    #[test]
+    fn all_is_summed_once_and_as_soon_as_it_makes_a_piece() {
+        let (device, comm) = (D::new(1).unwrap(), Noting::default());
+        let (to, mut grads) = ((&device, &comm), vec![0.0; 100]);
+        let mut sums = Sums { piece: 25, begun: Vec::new(), waiting: 0..0 };
+        for _step in 0..2 {
+            comm.0.lock().unwrap().clear();
+            let mut told = |place| sums.complete(to, &mut grads, place).unwrap();
+            [40..50, 30..40, 20..30].into_iter().for_each(&mut told);
+            assert_eq!(*comm.0.lock().unwrap(), [20..50]);
+            // Not beside what waits: that begins first.
+            [60..70, 80..90].into_iter().for_each(&mut told);
+            assert_eq!(*comm.0.lock().unwrap(), [20..50, 60..70]);
+            [10..95, 0..10, 95..100].map(|place| sums.rest(to, &mut grads, place).unwrap());
+            let begun = [20..50, 60..70, 80..90, 10..20, 50..60, 70..80, 90..95, 0..10, 95..100];
+            assert_eq!(*comm.0.lock().unwrap(), begun);
+            sums.end(to, &mut grads).unwrap();
+        }
     }
 }
