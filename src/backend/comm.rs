@@ -25,8 +25,8 @@ pub trait Communicator<D: Device>: Send {
         all: ViewMut<'_, D, T>,
     ) -> Result<()>;
 
-    /// Sends the `n`-th of the equal blocks of `local`, of which there are as many as ranks, to rank
-    /// `n`, and lays the blocks that come, from each rank one, end to end, in rank order.
+    /// Sends the `n`-th of the equal blocks of `local`, of which there are as many as ranks, to
+    /// rank `n`, and lays the blocks that come, from each rank one, end to end, in rank order.
     ///
     /// # Errors
     /// See [`Communicator`].

@@ -295,8 +295,8 @@ pub struct ObjectiveArgs {
     /// pictures as large [default: 2%, with safeclip 256]
     #[arg(long, value_name = "CAPTIONS|PERCENT")]
     pub pool_size: Option<PoolSize>,
-    /// Each rank holds a part of the caption pool, not all of it: for pools of millions of rows. The
-    /// result does not depend on it
+    /// Each rank holds a part of the caption pool, not all of it: for pools of millions of rows.
+    /// The result does not depend on it
     #[arg(long)]
     pub shard_pool: bool,
     /// Match images to the pool in every K-th epoch; smaller is safer and costs accuracy

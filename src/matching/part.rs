@@ -42,8 +42,8 @@ impl PoolShape {
         start..(start + share).min(self.rows)
     }
 
-    /// Of `count` rows, no more than the ring has, that go into it from row `at` on, those that come
-    /// to lie here, as many as follow each other, and their place here.
+    /// Of `count` rows, no more than the ring has, that go into it from row `at` on: which come to
+    /// lie here, in runs without a gap, and at which row of this part each run begins.
     pub(super) fn runs(&self, at: usize, count: usize) -> [(Range<usize>, usize); 2] {
         let here = self.here();
         // Behind its end the ring begins once more.

@@ -317,7 +317,8 @@ impl<D: Backend> CaptionPool<D> {
         Ok(())
     }
 
-    /// Becomes the pool that [`CaptionPool::save`] saw, or its part of it. `path` names the file in errors.
+    /// Becomes the pool that [`CaptionPool::save`] saw, or its part of it. `path` names the file in
+    /// errors.
     ///
     /// # Errors
     /// [`Error::Format`] where it is missing, of another size, or contradicts itself. Nothing has

@@ -181,15 +181,16 @@ impl<D: Backend> ClipLoss<D> {
         self.texts[0].unit.all()
     }
 
-    /// What a lookup in the pool reads, `[G, D]` image embeddings of all ranks, and where it writes,
-    /// `[N, D]` substitutes for the captions of this one, to be used by [`Targets::Matched`].
+    /// What a lookup in the pool reads, `[G, D]` image embeddings of all ranks, and where it
+    /// writes, `[N, D]` substitutes for the captions of this one, to be used by
+    /// [`Targets::Matched`].
     pub fn for_matching(&mut self) -> Lookup<'_, D> {
         (self.images[0].unit.all(), ViewMut::all(&mut self.substitutes.local))
     }
 
     /// Of images and of captions, what a lookup in the modality's pool reads, `[G, D]` embeddings
-    /// of the first view on all ranks, and where it writes, `[N, D]` neighbours of this one's, to be
-    /// used by [`Targets::Neighbours`]. Panics where the loss was made without.
+    /// of the first view on all ranks, and where it writes, `[N, D]` neighbours of this one's, to
+    /// be used by [`Targets::Neighbours`]. Panics where the loss was made without.
     pub fn for_neighbours(&mut self) -> [Lookup<'_, D>; 2] {
         let [images, texts] = self.neighbours.as_mut().expect("the loss has terms of neighbours");
         [
