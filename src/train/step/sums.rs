@@ -125,6 +125,14 @@ mod tests {
         ) -> Result<()> {
             unreachable!()
         }
+        fn all_to_all<T: Element>(
+            &self,
+            _: &D,
+            _: View<'_, D, T>,
+            _: ViewMut<'_, D, T>,
+        ) -> Result<()> {
+            unreachable!()
+        }
         fn all_reduce_sum(&self, _: &D, _: ViewMut<'_, D, f32>) -> Result<()> {
             unreachable!()
         }
