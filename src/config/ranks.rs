@@ -1,11 +1,8 @@
 //! The device of a rank, and how it reaches the others.
 
 use super::device::DeviceName;
-use crate::backend::cpu::Cpu;
-#[cfg(feature = "mpi")]
-use crate::backend::mpi::Mpi;
 use crate::backend::{Backend, Communicator, Solo};
-use crate::distributed::{Group, GroupOptions, Launch, Watched, meeting};
+use crate::distributed::{Group, GroupOptions, Launch};
 use crate::error::{Error, Result};
 
 /// What one of several processes does on whichever device was asked for.
@@ -84,6 +81,9 @@ fn on_cpus<W: RankedWork>(
     options: GroupOptions,
     work: W,
 ) -> Result<W::Done> {
+    use crate::backend::cpu::Cpu;
+    use crate::backend::mpi::Mpi;
+    use crate::distributed::{Watched, meeting};
     use std::sync::Arc;
     let mpi = Arc::new(Mpi::start()?);
     if mpi.size() != launch.world_size {

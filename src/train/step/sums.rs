@@ -152,16 +152,20 @@ mod tests {
         let (to, mut grads) = ((&device, &comm), vec![0.0; 100]);
         let mut sums = Sums { piece: 25, begun: Vec::new(), waiting: 0..0 };
         for _step in 0..2 {
-            comm.0.lock().unwrap().clear();
-            let mut told = |place| sums.complete(to, &mut grads, place).unwrap();
-            [40..50, 30..40, 20..30].into_iter().for_each(&mut told);
-            assert_eq!(*comm.0.lock().unwrap(), [20..50]);
+            let begun = || std::mem::take(&mut *comm.0.lock().unwrap());
+            let mut told = |places: &[Range<usize>]| {
+                let mut tell = |place: &Range<usize>| {
+                    sums.complete(to, &mut grads, place.clone()).unwrap();
+                };
+                places.iter().for_each(&mut tell);
+                begun()
+            };
             // Not beside what waits: that begins first.
-            [60..70, 80..90].into_iter().for_each(&mut told);
-            assert_eq!(*comm.0.lock().unwrap(), [20..50, 60..70]);
-            [10..95, 0..10, 95..100].map(|place| sums.rest(to, &mut grads, place).unwrap());
-            let begun = [20..50, 60..70, 80..90, 10..20, 50..60, 70..80, 90..95, 0..10, 95..100];
-            assert_eq!(*comm.0.lock().unwrap(), begun);
+            let (blocks, others) = ([40..50, 30..40, 20..30], [60..70, 80..90]);
+            assert_eq!([told(&blocks), told(&others)].concat(), [20..50, 60..70]);
+            let towers = [10..95, 0..10, 95..100];
+            towers.iter().for_each(|place| sums.rest(to, &mut grads, place.clone()).unwrap());
+            assert_eq!(begun(), [80..90, 10..20, 50..60, 70..80, 90..95, 0..10, 95..100]);
             sums.end(to, &mut grads).unwrap();
         }
     }
