@@ -14,9 +14,10 @@ use std::str::FromStr;
 pub enum DeviceName {
     /// The CPU.
     Cpu,
-    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts.
+    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts; where there is none the first, or of
+    /// several ranks each its own.
     #[cfg(feature = "cuda")]
-    Cuda(usize),
+    Cuda(Option<usize>),
     /// An emulated GPU, for tests.
     #[cfg(feature = "sim")]
     Sim,
@@ -33,8 +34,8 @@ impl FromStr for DeviceName {
             _ => {}
         }
         let number = match name.split_once(':') {
-            None if name == "cuda" => Some(0),
-            Some(("cuda", number)) => number.parse::<usize>().ok(),
+            None if name == "cuda" => Some(None),
+            Some(("cuda", number)) => number.parse::<usize>().ok().map(Some),
             _ => None,
         };
         match number {
@@ -52,7 +53,9 @@ impl fmt::Display for DeviceName {
         match self {
             Self::Cpu => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(Some(number)) => write!(f, "cuda:{number}"),
             #[cfg(feature = "sim")]
             Self::Sim => f.write_str("sim"),
         }
@@ -82,7 +85,7 @@ impl DeviceName {
         match self {
             Self::Cpu => work.on(Cpu::<f32>::new(threads.unwrap_or_else(cores))?),
             #[cfg(feature = "cuda")]
-            Self::Cuda(number) => work.on(cuda::Gpu::new(cuda::Card::open(number)?)?),
+            Self::Cuda(number) => work.on(cuda::Gpu::new(cuda::Card::open(number.unwrap_or(0))?)?),
             #[cfg(feature = "sim")]
             Self::Sim => work.on(cuda::Gpu::new(cuda::Emulator::new(cuda::Mode::Eager, 0))?),
         }

@@ -1,8 +1,12 @@
 //! The device of a rank, and how it reaches the others.
 
 use super::device::DeviceName;
+#[cfg(feature = "mpi")]
+use crate::backend::mpi::Mpi;
 use crate::backend::{Backend, Communicator, Solo};
 use crate::distributed::{Group, GroupOptions, Launch};
+#[cfg(any(feature = "mpi", feature = "cuda"))]
+use crate::distributed::{Watched, meeting};
 use crate::error::{Error, Result};
 
 /// What one of several processes does on whichever device was asked for.
@@ -39,8 +43,10 @@ pub fn run_ranks<W: RankedWork>(
     match name {
         _ if launch.world_size == 1 => name.run(threads, OnOne(work)),
         DeviceName::Cpu => on_cpus(threads, launch, options, work),
-        #[cfg(any(feature = "cuda", feature = "sim"))]
-        _ => Err(cannot_talk(name, launch, "one process for each run, or --device cpu")),
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(number) => on_gpus(number, launch, options, work),
+        #[cfg(feature = "sim")]
+        DeviceName::Sim => Err(cannot_talk(name, launch, "one process")),
     }
 }
 
@@ -82,10 +88,8 @@ fn on_cpus<W: RankedWork>(
     work: W,
 ) -> Result<W::Done> {
     use crate::backend::cpu::Cpu;
-    use crate::backend::mpi::Mpi;
-    use crate::distributed::{Watched, meeting};
-    use std::sync::Arc;
-    let mpi = Arc::new(Mpi::start()?);
+    let device = Cpu::<f32>::new(threads.unwrap_or_else(super::cores))?;
+    let mpi = Mpi::start()?;
     if mpi.size() != launch.world_size {
         let expected = "mpirun, or srun with an MPI that it can start (srun --mpi=pmix; srun \
                         --mpi=list names those that there are): MPI sees another number of ranks";
@@ -94,11 +98,50 @@ fn on_cpus<W: RankedWork>(
     let mut tell = |said| mpi.broadcast(said);
     let at = meeting(launch, options.timeout, Some(&mut tell))?;
     let group = Group::meet(launch, at, options)?;
-    let comm = Watched { comm: Arc::clone(&mpi), watch: group.watch().clone() };
-    let device = Cpu::<f32>::new(threads.unwrap_or_else(super::cores))?;
-    work.on(device, comm, &group).map_err(|error| {
-        // To end MPI in order, it would wait for ranks that will never come.
-        std::mem::forget(mpi);
-        group.fail(error)
-    })
+    together(group, || Ok((device, mpi)), work)
+}
+
+/// Each rank has the GPU of its number on its machine, or the only one that it is shown.
+#[cfg(feature = "cuda")]
+fn on_gpus<W: RankedWork>(
+    number: Option<usize>,
+    launch: &Launch,
+    options: GroupOptions,
+    work: W,
+) -> Result<W::Done> {
+    use crate::backend::cuda::{Card, Gpu, nccl};
+    let at = meeting(launch, options.timeout, None)?;
+    let group = Group::meet(launch, at, options)?;
+    let (rank, world_size) = (launch.rank, launch.world_size);
+    let own = || if Card::count() == 1 { 0 } else { launch.local_rank };
+    let watch = group.watch().clone();
+    let id = if group.is_first() { nccl::unique_id() } else { Ok(Vec::new()) };
+    let id = id.and_then(|id| group.first_has(id));
+    let join = || {
+        watch.enter("meeting the other ranks' GPUs");
+        let card = Card::open(number.unwrap_or_else(own))?;
+        let comm = nccl::Nccl::join(&card, &id?, rank, world_size)?;
+        Ok((Gpu::new(card)?, comm))
+    };
+    together(group, join, work)
+}
+
+/// Does the work on what `open` gives: from here on an error of one rank is all ranks' end.
+#[cfg(any(feature = "mpi", feature = "cuda"))]
+fn together<W: RankedWork, D: Backend, C: Communicator<D> + Sync>(
+    group: Group,
+    open: impl FnOnce() -> Result<(D, C)>,
+    work: W,
+) -> Result<W::Done> {
+    let opened = open().map(|(device, comm)| (device, std::sync::Arc::new(comm)));
+    let done = opened.and_then(|(device, comm)| {
+        let watched = Watched { comm: comm.clone(), watch: group.watch().clone() };
+        let done = work.on(device, watched, &group);
+        if done.is_err() {
+            // To end in order, it would wait for ranks that will never come.
+            std::mem::forget(comm);
+        }
+        done
+    });
+    done.map_err(|error| group.fail(error))
 }

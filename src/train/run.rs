@@ -263,7 +263,11 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
             self.enter("step");
             self.trainer.enqueue(&batch, epoch)?;
             ahead = self.fetch_ahead(&mut batches);
-            let outcome = self.trainer.finish(&batch)?;
+            let outcome = {
+                // What a device does in between may wait for other ranks'.
+                let _waiting = self.group.watch().wait();
+                self.trainer.finish(&batch)?
+            };
             window.data.add(wait);
             window.batch.add(began.elapsed().as_secs_f64());
             began = Instant::now();

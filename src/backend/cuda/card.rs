@@ -5,6 +5,7 @@
 
 mod ahead;
 mod blas;
+pub mod nccl;
 mod staging;
 
 use super::api::{self, RoclipKernels, RoclipStream};
@@ -48,6 +49,14 @@ fn refused(what: &'static str) -> impl Fn(DriverError) -> Error {
 }
 
 impl Card {
+    /// GPUs of this machine, as far as `CUDA_VISIBLE_DEVICES` shows them; 0 where there is none.
+    pub fn count() -> usize {
+        // SAFETY: opens the driver's library and closes it.
+        let is_there = unsafe { sys::is_culib_present() } && result::init().is_ok();
+        let count = is_there.then(|| CudaContext::device_count().ok()).flatten();
+        count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+    }
+
     /// GPU number `ordinal`, as `CUDA_VISIBLE_DEVICES` numbers them.
     ///
     /// # Errors

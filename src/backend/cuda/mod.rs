@@ -37,7 +37,7 @@ mod pool;
 mod rows;
 
 #[cfg(feature = "cuda")]
-pub use card::Card;
+pub use card::{Card, nccl};
 #[cfg(feature = "sim")]
 pub use emulator::{Emulator, Mode};
 pub use machine::{Address, Machine, Matmul, Operand, Output};
