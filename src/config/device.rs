@@ -14,8 +14,8 @@ use std::str::FromStr;
 pub enum DeviceName {
     /// The CPU.
     Cpu,
-    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts; where there is none the first, or of
-    /// several ranks each its own.
+    /// The GPU of that number, as `CUDA_VISIBLE_DEVICES` counts; where there is none the first, or
+    /// of several ranks each its own.
     #[cfg(feature = "cuda")]
     Cuda(Option<usize>),
     /// An emulated GPU, for tests.
