@@ -33,6 +33,14 @@ fn failed(error: ferrompi::Error) -> Error {
     Error::Device(format!("MPI: {error}"))
 }
 
+/// What is sent and what comes, of whatever type, as MPI moves it.
+fn bytes<'a, F: CpuFloat, T: Element>(
+    local: View<'a, Cpu<F>, T>,
+    all: ViewMut<'a, Cpu<F>, T>,
+) -> (&'a [u8], &'a mut [u8]) {
+    (bytemuck::cast_slice(local.slice()), bytemuck::cast_slice_mut(all.slice_mut()))
+}
+
 impl Mpi {
     /// Starts MPI. Once in a process.
     ///
@@ -105,10 +113,7 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
         local: View<'_, Cpu<F>, T>,
         all: ViewMut<'_, Cpu<F>, T>,
     ) -> Result<()> {
-        let (local, all) = (
-            bytemuck::cast_slice::<_, u8>(local.slice()),
-            bytemuck::cast_slice_mut(all.slice_mut()),
-        );
+        let (local, all) = bytes(local, all);
         self.world.allgather(local, all).map_err(failed)
     }
 
@@ -118,10 +123,7 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
         local: View<'_, Cpu<F>, T>,
         all: ViewMut<'_, Cpu<F>, T>,
     ) -> Result<()> {
-        let (local, all) = (
-            bytemuck::cast_slice::<_, u8>(local.slice()),
-            bytemuck::cast_slice_mut(all.slice_mut()),
-        );
+        let (local, all) = bytes(local, all);
         self.world.alltoall(local, all).map_err(failed)
     }
 

@@ -36,14 +36,8 @@ const STOPPED: u8 = 75;
 const COUNTED_AT_ONCE: usize = 64;
 
 fn main() -> ExitCode {
-    let launch = match Launch::from_env() {
-        Ok(launch) => launch,
-        Err(error) => return refused(&error),
-    };
-    match start(&launch) {
-        Ok(code) => code,
-        Err(error) => refused(&error),
-    }
+    let done = Launch::from_env().and_then(|launch| start(&launch));
+    done.unwrap_or_else(|error| refused(&error))
 }
 
 fn refused(error: &Error) -> ExitCode {
@@ -216,7 +210,7 @@ fn lanes(args: &Args, folder: &Path, group: &Group) -> Result<usize> {
         Some("latest") => Folder::any(&folder.join("checkpoints")),
         Some(path) => file::peek(Path::new(path)).map(Some),
     };
-    let told = |state: State| state.values["identity"]["lanes"].as_str()?.parse().ok();
+    let told = |state: State| state.values.get("identity")?["lanes"].as_str()?.parse().ok();
     let lanes = match args.data.lanes {
         None if group.is_first() => of_run()?.and_then(told),
         lanes => lanes,

@@ -94,13 +94,13 @@ impl Launch {
             let is_step = *launcher != Launcher::Slurm || get("SLURM_STEP_ID").is_some();
             is_step && get(rank).is_some() && get(size).is_some()
         };
-        let Some((launcher, [rank, size, local])) = found.into_iter().find(is_set) else {
+        let Some((launcher, [name, size, local])) = found.into_iter().find(is_set) else {
             return Ok(Self::solo());
         };
-        let (rank, world_size): (usize, usize) = (env.need(rank)?, env.need(size)?);
+        let (rank, world_size): (usize, usize) = (env.need(name)?, env.need(size)?);
         if rank >= world_size {
             return Err(Error::Option {
-                flag: format!("{} in the environment", found_name(launcher)),
+                flag: format!("{name} in the environment"),
                 got: format!("rank {rank} of {world_size}"),
                 expected: "a rank below the number of ranks".into(),
             });
@@ -118,16 +118,6 @@ impl Launch {
             agent_store: get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True"),
             attempt: attempt.into_iter().flatten().collect::<Vec<_>>().join("/"),
         })
-    }
-}
-
-/// The variable that names the rank.
-fn found_name(launcher: Launcher) -> &'static str {
-    match launcher {
-        Launcher::Shell | Launcher::Torchrun => "RANK",
-        Launcher::OpenMpi => "OMPI_COMM_WORLD_RANK",
-        Launcher::Mpich => "PMI_RANK",
-        Launcher::Slurm => "SLURM_PROCID",
     }
 }
 

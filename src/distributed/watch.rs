@@ -336,10 +336,7 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
     let mine = (me, &stage, since);
     let mut all =
         active().map(|other| (&other.peer, &other.stage, other.stuck_for())).chain([mine]);
-    let waits = |waiting: bool| {
-        all.clone().any(|(_, stage, since)| stage.waits == waiting && since > patience)
-    };
-    if !waits(true) {
+    if !all.clone().any(|(_, stage, since)| stage.waits && since > patience) {
         return None;
     }
     let seconds = patience.as_secs();

@@ -157,17 +157,16 @@ impl<D: Backend, C: Communicator<D>> Run<'_, D, C> {
             tally: self.position.tally(),
             records,
         };
-        if self.group.world_size() == 1 {
-            return self.decide(books, vec![mine]);
-        }
-        let words = self.group.gather(mine.to_bytes())?;
-        if !self.group.is_first() {
-            return parse(&self.group.broadcast(Vec::new())?);
-        }
-        let words = words.iter().map(|word| Word::from_bytes(word)).collect::<Result<_>>()?;
-        let decision = self.decide(books, words)?;
-        self.group.broadcast(json(&decision))?;
-        Ok(decision)
+        let words = if self.group.world_size() == 1 {
+            vec![mine]
+        } else {
+            let told = self.group.gather(mine.to_bytes())?;
+            told.iter().map(|word| Word::from_bytes(word)).collect::<Result<_>>()?
+        };
+        // What others hand in is ignored.
+        let first = self.group.is_first();
+        let decision = if first { self.decide(books, words)? } else { Decision::End };
+        self.group.first_has(decision)
     }
 
     /// What rank 0 makes of what all say.
