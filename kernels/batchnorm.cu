@@ -2,22 +2,23 @@
 // and the rectifier.
 //
 //   statistics  mean[c], var[c] of x[., c], var the biased one
+//   merge       mean[c], var[c] of the rows of several ranks, from those of each
 //   forward     y = f(x * scale + shift + residual),  scale = gain * rstd,
 //               shift = bias - mean * scale,  rstd = 1 / sqrt(var + eps),  f the rectifier, or
 //               nothing
 //   backward    g = dy where the rectifier let y pass or was not there, else 0;  dresidual = g
-//               dgain += sum of g * xhat,  dbias += sum of g,  xhat = (x - mean) * rstd
-//               dx = scale * (g - sum of g / rows - xhat * sum of g * xhat / rows), the sums only
-//               where the statistics are x's own
+//     sums      sums = (sum of g * xhat, sum of g),  xhat = (x - mean) * rstd;
+//               dgain, dbias += sums
+//     dx        dx = scale * (g - sums[1] / total - xhat * sums[0] / total), the sums, which may
+//               be those of several ranks, only where the statistics are of the same rows
 //   observe     observed += (mean, var * rows / (rows - 1))
 //   update      running += momentum * (observed / passes - running)
 //
 // Tensors   in roclip.h; `partial` is scratch.
 // Requires  rows >= 1, width >= 1; what is written overlaps no other tensor.
 // Launch    statistics: about ROCLIP_PARTS blocks at most, then a kernel that merges their parts.
-//           forward: blocks of RUN rows a thread. backward: sums as statistics, a kernel that
-//           merges them, then dx as forward. 8 columns a thread where width % 8 == 0 and pointers
-//           lie at 16 bytes, else one.
+//           forward and dx: blocks of RUN rows a thread. sums: as statistics. 8 columns a
+//           thread where width % 8 == 0 and pointers lie at 16 bytes, else one.
 // Mapping   a block reads whole rows, `lanes` threads side by side and `groups` below each other;
 //           a thread keeps its columns, so what belongs to a channel stays in registers. Rows wider
 //           than MAX_LANES threads are cut into tiles of columns, of which sums have fewer parts.
@@ -236,6 +237,22 @@ __global__ void __launch_bounds__(MERGE_WARPS* WARP)
     a.var[column] = var;
 }
 
+// Deviations from the mean of means; all have equally many rows.
+__global__ void __launch_bounds__(THREADS) merge_ranks_kernel(BatchnormMerge a) {
+    const int64_t c = int64_t(blockIdx.x) * THREADS + threadIdx.x, width = a.width;
+    if (c >= width) return;
+    const float* all = a.all + c;
+    float mean = 0, var = 0;
+    for (int r = 0; r < a.ranks; ++r) mean += all[r * 2 * width];
+    mean /= float(a.ranks);
+    for (int r = 0; r < a.ranks; ++r) {
+        const float apart = all[r * 2 * width] - mean;
+        var += all[(r * 2 + 1) * width] + apart * apart;
+    }
+    a.mean[c] = mean;
+    a.var[c] = var / float(a.ranks);
+}
+
 // ---------------------------------------------------------------------------------------- forward
 
 template <int V, bool RESIDUAL>
@@ -285,7 +302,8 @@ __device__ __forceinline__ void rectify(Vec<bf16, V>& dy, const Vec<bf16, V>& y)
 
 // Sums over rows of g * (x - mean) and of g, and dresidual.
 template <int V, bool RELU>
-__global__ void __launch_bounds__(THREADS, SUM_BLOCKS) batchnorm_sums_kernel(BatchnormBackward a) {
+__global__ void __launch_bounds__(THREADS, SUM_BLOCKS)
+    batchnorm_sums_kernel(BatchnormBackwardSums a) {
     __shared__ __align__(16) float room[THREADS * V];
     const Place<V> place(a.rows, a.width);
     float sums[2][V] = {}, mean[V] = {};
@@ -325,43 +343,39 @@ __global__ void __launch_bounds__(THREADS, SUM_BLOCKS) batchnorm_sums_kernel(Bat
     }
 }
 
-// Adds up the parts: to the gradients, and for dx behind the last part.
+// Adds up the parts.
 __global__ void __launch_bounds__(MERGE_WARPS* WARP)
-    merge_sums_kernel(Merge<BatchnormBackward> call) {
+    merge_sums_kernel(Merge<BatchnormBackwardSums> call) {
     __shared__ float room[MERGE_WARPS][WARP];
-    const BatchnormBackward& a = call.a;
+    const BatchnormBackwardSums& a = call.a;
     const int64_t at = int64_t(blockIdx.x) * WARP + threadIdx.x % WARP, width = a.width;
     const bool inside = at < 2 * width;
     float sum = sum_parts<MERGE_WARPS>(
         inside ? call.parts : 0, room, [&](int p) { return a.partial[p * 2 * width + at]; });
     if (!inside || threadIdx.x >= WARP) return;
     if (at < width) sum *= 1 / sqrtf(a.var[at] + a.eps);
-    a.partial[call.parts * 2 * width + at] = sum;
+    a.sums[at] = sum;
     a.dgain_dbias[at] += sum;
 }
 
-// dx = by_g * g + by_x * x + rest, channel by channel; g is made from dy and y, or is dresidual.
+// dx = by_g * g + by_x * x + rest, channel by channel; g is made from dy and y.
 template <int V, bool RELU>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    batchnorm_dx_kernel(Merge<BatchnormBackward> call) {
+__global__ void __launch_bounds__(THREADS, BLOCKS) batchnorm_dx_kernel(BatchnormBackward a) {
     __shared__ __align__(16) float by_gs[MAX_LANES * V], by_xs[MAX_LANES * V], rests[MAX_LANES * V];
-    const BatchnormBackward& a = call.a;
     const Place<V> place(a.rows, a.width);
     place.for_columns([&](int c) {
         const int64_t column = place.first + c;
-        const float* sums = a.partial + int64_t(call.parts) * 2 * a.width + column;
         const float rstd = 1 / sqrtf(a.var[column] + a.eps), scale = a.gain_bias[column] * rstd;
         float along = 0, mean = 0;
         if (a.own) {
-            along = sums[0] / float(a.rows);
-            mean = sums[a.width] / float(a.rows);
+            along = a.sums[column] / float(a.total);
+            mean = a.sums[a.width + column] / float(a.total);
         }
         by_gs[c] = scale;
         by_xs[c] = -scale * along * rstd;
         rests[c] = -scale * mean + scale * along * rstd * a.mean[column];
     });
     __syncthreads();
-    const bf16* g = a.dresidual ? a.dresidual : a.dy;
     float by_g[V], by_x[V], rest[V];
     load_floats(by_gs + place.lane * V, by_g);
     load_floats(by_xs + place.lane * V, by_x);
@@ -370,7 +384,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
         constexpr int N = decltype(n)::value;
         Rows<N, V> x, dy, y;
         x.load(a.x, at, step);
-        dy.load(g, at, step);
+        dy.load(a.dy, at, step);
         if (RELU) y.load(a.y, at, step);
 #pragma unroll
         for (int u = 0; u < N; ++u) {
@@ -435,6 +449,10 @@ int32_t batchnorm_statistics(RoclipStream stream, const BatchnormStatistics* a) 
     return with_columns(a->width, start, a->x);
 }
 
+int32_t batchnorm_merge(RoclipStream stream, const BatchnormMerge* a) {
+    return launch<merge_ranks_kernel>(stream, ceil_div(a->width, THREADS), THREADS, 0, *a);
+}
+
 int32_t batchnorm_forward(RoclipStream stream, const BatchnormForward* a) {
     const auto start = [&](auto v) {
         const dim3 grid = grid_of_runs<v>(a->rows, a->width);
@@ -445,24 +463,28 @@ int32_t batchnorm_forward(RoclipStream stream, const BatchnormForward* a) {
     return with_columns(a->width, start, a->x, a->residual, a->y);
 }
 
-int32_t batchnorm_backward(RoclipStream stream, const BatchnormBackward* a) {
+int32_t batchnorm_backward_sums(RoclipStream stream, const BatchnormBackwardSums* a) {
     const auto start = [&](auto v) {
         const Tiling<v> tiling(a->width);
-        const Merge<BatchnormBackward> merge = {*a, tiling.parts(a->rows)};
+        const Merge<BatchnormBackwardSums> merge = {*a, tiling.parts(a->rows)};
         const dim3 grid(merge.parts, tiling.tiles);
-        int32_t error =
+        const int32_t error =
             a->y ? launch<batchnorm_sums_kernel<v, true>>(stream, grid, THREADS, 0, *a)
                  : launch<batchnorm_sums_kernel<v, false>>(stream, grid, THREADS, 0, *a);
         if (error != 0) return error;
         const int64_t blocks = ceil_div(int64_t(2) * a->width, WARP);
-        error = launch<merge_sums_kernel>(stream, blocks, MERGE_WARPS * WARP, 0, merge);
-        if (error != 0) return error;
-        const dim3 runs = grid_of_runs<v>(a->rows, a->width);
-        return a->y && !a->dresidual
-                   ? launch<batchnorm_dx_kernel<v, true>>(stream, runs, THREADS, 0, merge)
-                   : launch<batchnorm_dx_kernel<v, false>>(stream, runs, THREADS, 0, merge);
+        return launch<merge_sums_kernel>(stream, blocks, MERGE_WARPS * WARP, 0, merge);
     };
-    return with_columns(a->width, start, a->x, a->mean, a->y, a->dy, a->dx, a->dresidual);
+    return with_columns(a->width, start, a->x, a->mean, a->y, a->dy, a->dresidual);
+}
+
+int32_t batchnorm_backward(RoclipStream stream, const BatchnormBackward* a) {
+    const auto start = [&](auto v) {
+        const dim3 grid = grid_of_runs<v>(a->rows, a->width);
+        return a->y ? launch<batchnorm_dx_kernel<v, true>>(stream, grid, THREADS, 0, *a)
+                    : launch<batchnorm_dx_kernel<v, false>>(stream, grid, THREADS, 0, *a);
+    };
+    return with_columns(a->width, start, a->x, a->y, a->dy, a->dx);
 }
 
 int32_t batchnorm_observe(RoclipStream stream, const BatchnormObserve* a) {

@@ -12,6 +12,12 @@ typedef struct BatchnormStatistics {
     int32_t width;
 } BatchnormStatistics;
 
+typedef struct BatchnormMerge {
+    const float *all;  /* [ranks, 2, C], each means first, of equally many rows */
+    float *mean, *var; /* [C] */
+    int32_t ranks, width;
+} BatchnormMerge;
+
 typedef struct BatchnormForward {
     const bf16 *x;           /* [rows, C] */
     const float *gain_bias;  /* [2, C] */
@@ -24,20 +30,32 @@ typedef struct BatchnormForward {
     int32_t relu;
 } BatchnormForward;
 
+typedef struct BatchnormBackwardSums {
+    const bf16 *x;           /* [rows, C] */
+    const float *mean, *var; /* [C] */
+    const bf16 *y;           /* [rows, C], or null: no rectifier */
+    const bf16 *dy;          /* [rows, C] */
+    bf16 *dresidual;         /* [rows, C], or null */
+    float *sums;             /* [2, C] */
+    float *dgain_dbias;      /* [2, C], added to */
+    float *partial;          /* scratch, [ROCLIP_PARTS, 2, C] */
+    int64_t rows;
+    int32_t width;
+    float eps;
+} BatchnormBackwardSums;
+
 typedef struct BatchnormBackward {
     const bf16 *x;           /* [rows, C] */
     const float *gain_bias;  /* [2, C] */
     const float *mean, *var; /* [C] */
     const bf16 *y;           /* [rows, C], or null: no rectifier */
     const bf16 *dy;          /* [rows, C] */
+    const float *sums;       /* [2, C], of `total` rows */
     bf16 *dx;                /* [rows, C] */
-    bf16 *dresidual;         /* [rows, C], or null */
-    float *dgain_dbias;      /* [2, C], added to */
-    float *partial;          /* scratch, [ROCLIP_PARTS + 1, 2, C] */
-    int64_t rows;
+    int64_t rows, total;
     int32_t width;
     float eps;
-    int32_t own; /* whether mean and var are those of x, else constants */
+    int32_t own; /* whether mean and var are those of the rows that were summed, else constants */
 } BatchnormBackward;
 
 typedef struct BatchnormObserve {

@@ -420,7 +420,9 @@ typedef struct CastBf16 {
     X(Conv2dForwardPictures, conv2d_forward_pictures)            \
     X(Conv2dBackwardWeightPictures, conv2d_backward_weight_pictures) \
     X(BatchnormStatistics, batchnorm_statistics)                 \
+    X(BatchnormMerge, batchnorm_merge)                           \
     X(BatchnormForward, batchnorm_forward)                       \
+    X(BatchnormBackwardSums, batchnorm_backward_sums)            \
     X(BatchnormBackward, batchnorm_backward)                     \
     X(BatchnormObserve, batchnorm_observe)                       \
     X(BatchnormUpdateRunning, batchnorm_update_running)          \

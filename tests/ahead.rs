@@ -51,7 +51,7 @@ fn evaluate<D: Backend>(trainer: &mut Trainer<D, Solo>) {
     let (device, model, weights) = trainer.for_eval();
     let images = device.buffer(&vec![0.5; 2 * 3 * 15 * 15]).unwrap();
     let mut out = device.alloc(2 * model.config().embed_dim).unwrap();
-    model.encode_image(device, weights, View::all(&images), ViewMut::all(&mut out)).unwrap();
+    model.encode_image(device, weights, View::all(&images), None, ViewMut::all(&mut out)).unwrap();
     let mut captions = PackedTokens::new();
     captions.push(&[59, 7, 60]);
     let out = ViewMut::of(&mut out, 0..model.config().embed_dim);

@@ -60,10 +60,10 @@ where
     let out = ViewMut::all(&mut features);
     if which == Which::Image {
         let images = convert(&noise(PIXELS, IMAGES * 3 * config.vision_cfg.image_size().pow(2)));
-        clip.encode_image(device, &weights, View::all(&images), out).unwrap();
+        clip.encode_image(device, &weights, View::all(&images), None, out).unwrap();
         let dout = convert(&noise(COTANGENT_IMAGE, n * config.embed_dim));
         let (images, dout) = (View::all(&images), View::all(&dout));
-        clip.backward_image(device, &weights, images, dout, &mut grads, &mut |_, _| Ok(()))
+        clip.backward_image(device, &weights, images, None, dout, &mut grads, &mut |_, _| Ok(()))
             .unwrap();
     } else {
         clip.encode_text(device, &weights, &tiny_captions(), out).unwrap();
@@ -299,7 +299,7 @@ fn pictures_of_another_size_or_number_are_refused() {
     for values in [0, 674, 676, 3 * 675] {
         let (images, mut out) = (vec![0.0; values], vec![0.0; 7]);
         let out = ViewMut::all(&mut out);
-        let result = clip.encode_image(&device, &weights, View::all(&images), out);
+        let result = clip.encode_image(&device, &weights, View::all(&images), None, out);
         let message = result.expect_err("refused").to_string();
         assert!(message.contains(&format!("{values} values, 675 a picture")), "{message}");
     }
@@ -319,6 +319,7 @@ fn a_backward_needs_its_forward() {
         &device,
         &weights,
         View::all(&dout),
+        None,
         View::all(&dout),
         &mut grads,
         &mut |_, _| Ok(()),

@@ -307,13 +307,14 @@ fn image_tower() {
     let forward = |clip: &mut Clip<D>, values: &[f64]| {
         let (weights, mut out) = (device.weights(values).unwrap(), vec![0.0; 2 * 7]);
         let features = ViewMut::all(&mut out);
-        clip.encode_image(&device, &weights, View::all(&images), features).unwrap();
+        clip.encode_image(&device, &weights, View::all(&images), None, features).unwrap();
         out
     };
     forward(&mut clip, &values);
     let (weights, mut grads) = (device.weights(&values).unwrap(), vec![0.0; table.len()]);
     let (pictures, dout) = (View::all(&images), View::all(&dout));
-    clip.backward_image(&device, &weights, pictures, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
+    clip.backward_image(&device, &weights, pictures, None, dout, &mut grads, &mut |_, _| Ok(()))
+        .unwrap();
     let image = |tower| tower == Tower::Image;
     check_params(&table, image, &values, &grads, |values| forward(&mut clip, values));
 }

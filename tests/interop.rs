@@ -134,7 +134,8 @@ fn features(model: &Model) -> [Vec<f64>; 2] {
         captions.push(&row[..=end]);
     }
     let (mut image, mut text) = (vec![0.0f32; 3 * 6], vec![0.0f32; 3 * 6]);
-    clip.encode_image(&device, &weights, View::all(&images), ViewMut::all(&mut image)).unwrap();
+    clip.encode_image(&device, &weights, View::all(&images), None, ViewMut::all(&mut image))
+        .unwrap();
     clip.encode_text(&device, &weights, &captions, ViewMut::all(&mut text)).unwrap();
     [image, text].map(|rows| rows.into_iter().map(f64::from).collect())
 }

@@ -62,9 +62,10 @@ fn gradients(config: &ClipConfig, locks: Locks, keep: Keep) -> (ParamTable, Vec<
     let dout: Vec<f32> = noise(9, out.len()).iter().map(|&v| v as f32).collect();
     let pixels = batch.images.to_vec();
     let (images, dout) = (View::all(&pixels), View::all(&dout));
-    clip.encode_image(&device, &weights, images, ViewMut::all(&mut out)).unwrap();
+    clip.encode_image(&device, &weights, images, None, ViewMut::all(&mut out)).unwrap();
     clip.encode_text(&device, &weights, &batch.captions, ViewMut::all(&mut out)).unwrap();
-    clip.backward_image(&device, &weights, images, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
+    clip.backward_image(&device, &weights, images, None, dout, &mut grads, &mut |_, _| Ok(()))
+        .unwrap();
     clip.backward_text(&device, &weights, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
     (clip.params().clone(), grads)
 }
@@ -189,7 +190,7 @@ fn a_locked_resnet_normalises_by_running_statistics_that_stay() {
         let images = batch_of(64, 0).images.to_vec();
         let mut out = vec![0.0; PAIRS * config.embed_dim];
         let to = ViewMut::all(&mut out);
-        clip.encode_image(&device, &weights, View::all(&images), to).unwrap();
+        clip.encode_image(&device, &weights, View::all(&images), None, to).unwrap();
         out
     };
     let expected = features(Locks::default(), Statistics::Running);

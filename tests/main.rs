@@ -2,6 +2,7 @@
 
 mod ahead;
 mod attack;
+mod bn_sync;
 mod common;
 mod damage;
 mod decode;
@@ -21,6 +22,7 @@ mod locks;
 mod matching;
 mod methods;
 mod objective;
+mod one_rank;
 mod ops;
 mod optim;
 mod plan;

@@ -44,7 +44,8 @@ fn gradients<F: CpuFloat>(keep: Keep, times: usize) -> [Vec<F>; 3] {
         (0..n).for_each(|i| captions.push(&[59, (7 * i + n) as u32, 3, 60][i..]));
         image = vec![F::default(); n * config.embed_dim];
         text = image.clone();
-        clip.encode_image(&device, &weights, View::all(&pixels), ViewMut::all(&mut image)).unwrap();
+        clip.encode_image(&device, &weights, View::all(&pixels), None, ViewMut::all(&mut image))
+            .unwrap();
         clip.encode_text(&device, &weights, &captions, ViewMut::all(&mut text)).unwrap();
     }
     let dout = convert(&noise(9, image.len()));
@@ -52,7 +53,7 @@ fn gradients<F: CpuFloat>(keep: Keep, times: usize) -> [Vec<F>; 3] {
         convert(&noise(PAIRS as u64 - 1, (PAIRS - 1) * 3 * config.vision_cfg.image_size().pow(2)));
     for _ in 0..times {
         let (pixels, dout) = (View::all(&pixels), View::all(&dout));
-        clip.backward_image(&device, &weights, pixels, dout, &mut grads, &mut |_, _| Ok(()))
+        clip.backward_image(&device, &weights, pixels, None, dout, &mut grads, &mut |_, _| Ok(()))
             .unwrap();
         clip.backward_text(&device, &weights, dout, &mut grads, &mut |_, _| Ok(())).unwrap();
     }
@@ -115,6 +116,7 @@ fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) ->
         accum_freq: passes,
         schedule: Schedule::new(ScheduleKind::Const, 1e-3, 0, 9),
         steps_per_epoch: 1,
+        bn_sync: false,
     };
     let (adamw, decay) = (AdamWOptions::default(), DecayRule::ByShape);
     let locks = Locks::default();

@@ -41,10 +41,16 @@ fn run<F: CpuFloat + Element>(
         let mut grads = vec![F::default(); clip.params().len()];
         clip.forget_batches(device).unwrap();
         let (images, out) = (View::all(&images), ViewMut::all(&mut features));
-        clip.encode_image(device, &weights, images, out).unwrap();
-        clip.backward_image(device, &weights, images, View::all(&dout), &mut grads, &mut |_, _| {
-            Ok(())
-        })
+        clip.encode_image(device, &weights, images, None, out).unwrap();
+        clip.backward_image(
+            device,
+            &weights,
+            images,
+            None,
+            View::all(&dout),
+            &mut grads,
+            &mut |_, _| Ok(()),
+        )
         .unwrap();
         if statistics == Statistics::Batch {
             clip.update_running(device, 1, View::all(&norm), &mut weights).unwrap();

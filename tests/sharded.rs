@@ -25,7 +25,7 @@ const WIDTH: usize = 3;
 const QUERIES: usize = 2;
 
 /// What each of that many ranks comes to.
-fn on_ranks<T: Send>(world: usize, work: impl Fn(ThreadsComm) -> T + Sync) -> Vec<T> {
+pub fn on_ranks<T: Send>(world: usize, work: impl Fn(ThreadsComm) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let ranks = ThreadsComm::world(world).into_iter();
         let threads: Vec<_> = ranks.map(|comm| scope.spawn(|| work(comm))).collect();
@@ -221,7 +221,7 @@ fn rows_of_another_width_are_refused_by_every_part() {
     });
 }
 
-fn recipe(objective: Objective, shard_pool: bool) -> Recipe {
+pub fn recipe(objective: Objective, shard_pool: bool) -> Recipe {
     let step = StepOptions {
         objective,
         match_every: 1,
@@ -229,6 +229,7 @@ fn recipe(objective: Objective, shard_pool: bool) -> Recipe {
         accum_freq: 1,
         schedule: Schedule::new(ScheduleKind::Const, 1e-3, 0, EPOCHS * STEPS),
         steps_per_epoch: STEPS,
+        bn_sync: false,
     };
     let (adamw, decay) = (AdamWOptions::default(), DecayRule::ByShape);
     let (model, keep, locks) = (tiny(false), Keep::All, Locks::default());

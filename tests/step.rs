@@ -161,6 +161,7 @@ pub fn trainer_of<D: Backend>(
         accum_freq: PAIRS / micro_batch,
         schedule: Schedule::new(ScheduleKind::Cosine, adamw.lr, 3, EPOCHS * STEPS),
         steps_per_epoch: STEPS,
+        bn_sync: false,
     };
     Trainer::new(device.clone(), Solo, parts, options).unwrap()
 }

@@ -36,18 +36,23 @@ pub fn batchnorms<D: Backend>(
         let (x, y, dy) = (acts(device, len)?, acts(device, len)?, acts(device, len)?);
         let (gain_bias, mut dx) = (Params::new(device, 2 * width)?, acts(device, len)?);
         let mut dresidual = if residual { Some(acts(device, len)?) } else { None };
-        let mut dtables = accs(device, 2 * width)?;
+        let (mut sums, mut dtables) = (accs(device, 2 * width)?, accs(device, 2 * width)?);
         let stats =
             BatchNormStats { mean: filled(device, 0.1, width)?, var: filled(device, 0.9, width)? };
         let title = format!("batchnorm backward{kind} {rows}x{width}");
         all.push(bench::<D>(&title, passes(7.0), move |run| {
             run.clear(&mut dtables)?;
-            let (from, given) = ((View::all(&x), View::all(&dy)), Some(View::all(&y)));
+            let (x, dy, given) = (View::all(&x), View::all(&dy), Some(View::all(&y)));
+            let to = (ViewMut::all(&mut sums), ViewMut::all(&mut dtables));
+            let masked = dresidual.as_mut().map(ViewMut::all);
+            batchnorm::backward_sums(run.device, x, &stats, given, dy, masked, to.0, to.1)?;
+            let (given, dy) = match &dresidual {
+                Some(dresidual) => (None, View::all(dresidual)),
+                None => (given, dy),
+            };
             let (weight, stats) = (gain_bias.all(), (Statistics::Batch, &stats));
-            let to = (ViewMut::all(&mut dx), dresidual.as_mut().map(ViewMut::all));
-            let tables = ViewMut::all(&mut dtables);
-            let (x, dy) = from;
-            batchnorm::backward(run.device, x, weight, stats, given, dy, to.0, to.1, tables)?;
+            let (sums, to) = ((View::all(&sums), rows), ViewMut::all(&mut dx));
+            batchnorm::backward(run.device, x, weight, stats, given, dy, sums, to)?;
             Ok(run.hash(&dx)? ^ run.hash(&dtables)?.rotate_left(1))
         }));
     }

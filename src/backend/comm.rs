@@ -14,6 +14,12 @@ pub trait Communicator<D: Device>: Send {
     /// Number of processes.
     fn world_size(&self) -> usize;
 
+    /// Whether nothing need be exchanged. A single rank of a communicator that moves data may say
+    /// no: then it exchanges with itself whatever several would, to test and to time that.
+    fn is_alone(&self) -> bool {
+        self.world_size() == 1
+    }
+
     /// Lays the `local` views of all ranks, of equal lengths, end to end, in rank order.
     ///
     /// # Errors
@@ -45,7 +51,8 @@ pub trait Communicator<D: Device>: Send {
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()>;
 
     /// As [`Communicator::all_reduce_sum`], but beside whatever the device does next. Until
-    /// [`Communicator::end_sums`] nobody touches these values, and no rank calls anything but this.
+    /// [`Communicator::end_sums`] nobody touches these values, and no rank calls anything but this
+    /// and [`Communicator::all_reduce_sum`], for other values.
     ///
     /// # Errors
     /// See [`Communicator`].

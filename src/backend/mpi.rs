@@ -29,6 +29,14 @@ type Job = Box<dyn FnOnce(&ferrompi::Communicator) + Send>;
 /// Values of whatever type was summed.
 type Summed = Result<Box<dyn Any + Send>, ferrompi::Error>;
 
+fn of_type<F: CpuFloat>(summed: &Box<dyn Any + Send>) -> &[F] {
+    summed.downcast_ref::<Vec<F>>().expect("a run has one type")
+}
+
+fn ended() -> Error {
+    Error::Device("MPI: its thread has ended".into())
+}
+
 fn failed(error: ferrompi::Error) -> Error {
     Error::Device(format!("MPI: {error}"))
 }
@@ -75,6 +83,18 @@ impl Mpi {
         self.world.size() as usize
     }
 
+    /// Has the thread sum values over ranks, behind all that it was asked for before.
+    fn sum<F: CpuFloat + MpiDatatype>(&self, mut values: Vec<F>) -> Result<Receiver<Summed>> {
+        let (tell, told) = channel();
+        let job: Job = Box::new(move |world| {
+            let summed = world.allreduce_inplace(&mut values, ReduceOp::Sum);
+            let _ = tell.send(summed.map(|()| Box::new(values) as Box<dyn Any + Send>));
+        });
+        let jobs = self.jobs.as_ref().expect("open until it is dropped");
+        jobs.send(job).map_err(|_| ended())?;
+        Ok(told)
+    }
+
     /// What rank 0 hands in, everywhere.
     ///
     /// # Errors
@@ -107,6 +127,10 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
         self.size()
     }
 
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     fn all_gather<T: Element>(
         &self,
         _: &Cpu<F>,
@@ -128,19 +152,15 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
     }
 
     fn all_reduce_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
-        self.world.allreduce_inplace(values.slice_mut(), ReduceOp::Sum).map_err(failed)
+        let values = values.slice_mut();
+        let summed = self.sum(values.to_vec())?.recv().map_err(|_| ended())?.map_err(failed)?;
+        values.copy_from_slice(of_type(&summed));
+        Ok(())
     }
 
     fn begin_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
         let place = values.offset..values.offset + values.len;
-        let mut values = values.slice_mut().to_vec();
-        let (tell, told) = channel();
-        let job: Job = Box::new(move |world| {
-            let summed = world.allreduce_inplace(&mut values, ReduceOp::Sum);
-            let _ = tell.send(summed.map(|()| Box::new(values) as Box<dyn Any + Send>));
-        });
-        let jobs = self.jobs.as_ref().expect("open until it is dropped");
-        jobs.send(job).map_err(|_| Error::Device("MPI: its thread has ended".into()))?;
+        let told = self.sum(values.slice_mut().to_vec())?;
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).push((place, told));
         Ok(())
     }
@@ -150,10 +170,8 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
         let values = values.slice_mut();
         let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
         for (place, told) in begun {
-            let summed = told.recv().map_err(|_| Error::Device("MPI: its thread ended".into()))?;
-            let summed = summed.map_err(failed)?;
-            let summed: &Vec<F> = summed.downcast_ref().expect("what was begun here");
-            values[place.start - start..place.end - start].copy_from_slice(summed);
+            let summed = told.recv().map_err(|_| ended())?.map_err(failed)?;
+            values[place.start - start..place.end - start].copy_from_slice(of_type(&summed));
         }
         Ok(())
     }

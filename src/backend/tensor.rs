@@ -283,6 +283,11 @@ impl<'a, D: Device, T: Element> ViewMut<'a, D, T> {
         Self { buf, offset: range.start, len: range.end - range.start }
     }
 
+    /// The same for reading.
+    pub fn view(&self) -> View<'_, D, T> {
+        View { buf: self.buf, offset: self.offset, len: self.len }
+    }
+
     /// As [`View::part`].
     pub fn part(&mut self, n: usize, parts: usize) -> ViewMut<'_, D, T> {
         let len = self.len / parts;

@@ -255,6 +255,7 @@ fn recipe(
         accum_freq: args.optim.accum_freq,
         schedule: config::schedule(args, steps_per_epoch),
         steps_per_epoch,
+        bn_sync: args.model.use_bn_sync,
     };
     let keep = if args.optim.grad_checkpointing { Keep::Inputs } else { Keep::All };
     let locks = args.model.locks();

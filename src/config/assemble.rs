@@ -108,6 +108,9 @@ fn identity(args: &Args, settings: &Settings, eda: Option<&Eda>) -> Settings {
     if locks.text.is_some() {
         names.extend(["lock_text", "lock_text_unlocked_layers"]);
     }
+    if args.model.use_bn_sync {
+        names.push("use_bn_sync");
+    }
     match args.objective.objective {
         Objective::CyClip(_) => names.extend(["cyclip_in_modal", "cyclip_cross_modal"]),
         Objective::CleanClip { .. } => names.extend(["cleanclip_clip", "cleanclip_unimodal"]),

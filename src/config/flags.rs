@@ -254,6 +254,9 @@ pub struct ModelArgs {
     /// parameters
     #[arg(long, requires = "lock_text")]
     pub lock_text_freeze_layer_norm: bool,
+    /// Several ranks: batch norms see the pictures of all ranks as one batch
+    #[arg(long)]
+    pub use_bn_sync: bool,
     /// Print the names of the models with their sizes, and exit
     #[arg(long)]
     pub list_models: bool,

@@ -23,6 +23,10 @@ impl<D: Device, C: Communicator<D> + Sync> Communicator<D> for Watched<C> {
         self.comm.world_size()
     }
 
+    fn is_alone(&self) -> bool {
+        self.comm.is_alone()
+    }
+
     fn all_gather<T: Element>(
         &self,
         device: &D,

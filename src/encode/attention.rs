@@ -1,12 +1,32 @@
 //! Multi-head self-attention over sequences laid end to end.
 
 use super::linear::Linear;
-use super::{Backward, Packing, Pass, first, first_mut};
+use super::{Backward, Pass, first, first_mut};
 use crate::backend::ops::attention::{self, AttentionShape, Mask};
 use crate::backend::ops::linear::Layout;
 use crate::backend::{Backend, Device, View, ViewMut};
 use crate::error::Result;
 use crate::flow::ParamTable;
+
+/// How sequences lie end to end.
+pub struct Packing<'a, D: Device> {
+    /// `[sequences + 1]`, first token of each; the last entry is `tokens`.
+    pub cu_seqlens: View<'a, D, u32>,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// `S`, tokens of all sequences together.
+    pub tokens: usize,
+    /// Upper bound of the tokens of one sequence.
+    pub max_len: usize,
+}
+
+impl<D: Device> Clone for Packing<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Packing<'_, D> {}
 
 /// `y = out_proj(attention(in_proj(x)))`; `torch.nn.MultiheadAttention`.
 #[derive(Clone, Copy, Debug)]

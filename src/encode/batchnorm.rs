@@ -1,6 +1,6 @@
 //! A batch norm with its place among parameters and running statistics.
 
-use super::{Backward, Pass};
+use super::{Backward, Pass, first, first_mut};
 use crate::backend::ops::batchnorm::{self, BatchNormStats, Statistics};
 use crate::backend::{Backend, Device, Slot, View, ViewMut, Weight};
 use crate::error::Result;
@@ -16,13 +16,58 @@ pub struct BatchNorm {
     pub running: Slot,
 }
 
+/// Ranks whose batches norms see as one: `torch.nn.SyncBatchNorm`. All have equally many pictures.
+pub trait NormRanks<D: Device> {
+    /// Number of ranks.
+    fn world_size(&self) -> usize;
+
+    /// Turns the statistics of this rank's rows into those of all ranks' rows.
+    ///
+    /// # Errors
+    /// Whatever device or communicator refuse.
+    fn merge(&self, device: &D, stats: &mut BatchNormStats<D>) -> Result<()>;
+
+    /// Replaces values by their sum over ranks, while sums of gradients are under way.
+    ///
+    /// # Errors
+    /// Whatever device or communicator refuse.
+    fn sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()>;
+}
+
 /// Which statistics a tower's norms use, and where the running ones lie.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Norms {
+pub struct Norms<'a, D: Device> {
     /// Those of the batch, or the running ones.
     pub statistics: Statistics,
     /// Where the table's buffers begin among the weights.
     pub buffers: usize,
+    /// Whose rows make up the batch beside this rank's.
+    pub ranks: Option<&'a dyn NormRanks<D>>,
+}
+
+impl<D: Device> Clone for Norms<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Norms<'_, D> {}
+
+/// What the backward of a tower's norms writes beside gradients.
+pub struct NormGradients<D: Device> {
+    /// What batches showed since it was zeroed, in the places of the table's buffers.
+    pub observed: D::Buf<D::Acc>,
+    /// Room for the sums of any norm.
+    sums: D::Buf<D::Acc>,
+}
+
+impl<D: Device> NormGradients<D> {
+    /// Room for norms of up to `channels` channels, whose running statistics are `buffers` values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where memory does not suffice.
+    pub fn new(device: &D, channels: usize, buffers: usize) -> Result<Self> {
+        Ok(Self { observed: device.alloc(buffers)?, sums: device.alloc(2 * channels)? })
+    }
 }
 
 impl BatchNorm {
@@ -51,14 +96,17 @@ impl BatchNorm {
     pub fn measure<D: Backend>(
         &self,
         pass: Pass<'_, D>,
-        norms: Norms,
+        norms: Norms<'_, D>,
         x: View<'_, D, D::Act>,
         stats: &mut BatchNormStats<D>,
     ) -> Result<()> {
         let Slot { offset, len } = self.running;
         let running = Slot { offset: norms.buffers + offset, len };
         match norms.statistics {
-            Statistics::Batch => batchnorm::statistics(pass.device, x, stats),
+            Statistics::Batch => {
+                batchnorm::statistics(pass.device, x, stats)?;
+                norms.ranks.map_or(Ok(()), |ranks| ranks.merge(pass.device, stats))
+            }
             Statistics::Running => {
                 batchnorm::running(pass.device, Weight::at(pass.weights, running), stats)
             }
@@ -84,7 +132,8 @@ impl BatchNorm {
 
     /// From `dy` `[rows, C]` the parameters' gradients, added, `dx` and perhaps `dresidual`,
     /// overwritten; `y` is what the forward with a rectifier wrote. What the batch showed is added
-    /// to `observed`, the table's buffers, where its own statistics were used.
+    /// to `d.observed`, where its own statistics were used. The parameters' gradients are those of
+    /// this rank's rows; like all others they are yet to be summed over ranks.
     ///
     /// # Errors
     /// As [`BatchNorm::measure`].
@@ -92,7 +141,7 @@ impl BatchNorm {
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        (norms, observed): (Norms, &mut D::Buf<D::Acc>),
+        (norms, d): (Norms<'_, D>, &mut NormGradients<D>),
         x: View<'_, D, D::Act>,
         stats: &BatchNormStats<D>,
         y: Option<View<'_, D, D::Act>>,
@@ -100,12 +149,26 @@ impl BatchNorm {
         dx: ViewMut<'_, D, D::Act>,
         dresidual: Option<ViewMut<'_, D, D::Act>>,
     ) -> Result<()> {
-        let (device, rows) = (pass.device, x.len / (self.gain_bias.len / 2));
+        let (device, pair) = (pass.device, self.gain_bias.len);
+        let mut rows = x.len / (pair / 2);
+        let mut dresidual = dresidual;
+        let (masked, sums) =
+            (dresidual.as_mut().map(|d| d.part(0, 1)), first_mut(&mut d.sums, pair));
+        let tables = self.gain_bias.grad(pass.grads);
+        batchnorm::backward_sums(device, x, stats, y, dy, masked, sums, tables)?;
         if norms.statistics == Statistics::Batch {
-            batchnorm::observe(device, rows, stats, self.running.grad(observed))?;
+            if let Some(ranks) = norms.ranks {
+                ranks.sum(device, first_mut(&mut d.sums, pair))?;
+                rows *= ranks.world_size();
+            }
+            batchnorm::observe(device, rows, stats, self.running.grad(&mut d.observed))?;
         }
+        let (y, dy) = match &dresidual {
+            Some(dresidual) => (None, dresidual.view()),
+            None => (y, dy),
+        };
         let gain_bias = Weight::at(pass.weights, self.gain_bias);
-        let (stats, d) = ((norms.statistics, stats), self.gain_bias.grad(pass.grads));
-        batchnorm::backward(device, x, gain_bias, stats, y, dy, dx, dresidual, d)
+        let (stats, sums) = ((norms.statistics, stats), (first(&d.sums, pair), rows));
+        batchnorm::backward(device, x, gain_bias, stats, y, dy, sums, dx)
     }
 }

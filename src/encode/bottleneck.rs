@@ -1,7 +1,7 @@
 //! The residual block of CLIP's ResNet: 1 × 1, 3 × 3 and 1 × 1, and where it shrinks the picture an
 //! average of 2 × 2 in front of the last one and of the way past it.
 
-use super::batchnorm::{BatchNorm, Norms};
+use super::batchnorm::{BatchNorm, NormGradients, Norms};
 use super::conv2d::Conv2d;
 use super::linear::Linear;
 use super::{Backward, Pass, first, first_mut};
@@ -108,6 +108,11 @@ impl Bottleneck {
         Self { conv1, bn1, conv2, bn2, conv3, bn3, downsample, pools }
     }
 
+    /// Channels that come out; no norm within has more.
+    pub fn channels(&self) -> usize {
+        self.conv3.outputs
+    }
+
     fn pixels_out(&self) -> usize {
         (self.conv2.side / if self.pools { 2 } else { 1 }).pow(2)
     }
@@ -175,7 +180,7 @@ impl Bottleneck {
     pub fn forward<D: Backend>(
         &self,
         pass: Pass<'_, D>,
-        norms: Norms,
+        norms: Norms<'_, D>,
         images: usize,
         x: View<'_, D, D::Act>,
         acts: &mut BottleneckActivations<D>,
@@ -201,7 +206,7 @@ impl Bottleneck {
     pub fn activations<D: Backend>(
         &self,
         pass: Pass<'_, D>,
-        norms: Option<Norms>,
+        norms: Option<Norms<'_, D>>,
         images: usize,
         x: View<'_, D, D::Act>,
         acts: &mut BottleneckActivations<D>,
@@ -249,7 +254,7 @@ impl Bottleneck {
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        (norms, observed): (Norms, &mut D::Buf<D::Acc>),
+        (norms, of_norms): (Norms<'_, D>, &mut NormGradients<D>),
         images: usize,
         x: View<'_, D, D::Act>,
         acts: &BottleneckActivations<D>,
@@ -263,7 +268,7 @@ impl Bottleneck {
         let (mut ping, mut pong) = (ping, pong);
         let (conv3, dy) = (first(&acts.conv3, out), first(&d.stream, out));
         let to = (first_mut(ping, out), Some(first_mut(&mut d.residual, out)));
-        self.bn3.backward(pass, (norms, observed), conv3, &stats.bn3, Some(y), dy, to.0, to.1)?;
+        self.bn3.backward(pass, (norms, of_norms), conv3, &stats.bn3, Some(y), dy, to.0, to.1)?;
         let (len, before) = if self.pools { (pooled, &acts.pooled) } else { (inner, &acts.bn2) };
         let dx = Some(first_mut(pong, len));
         self.conv3.backward(pass, first(before, len), first(ping, out), dx)?;
@@ -276,18 +281,18 @@ impl Bottleneck {
         let (conv2, y, dx) =
             (first(&acts.conv2, inner), first(&acts.bn2, inner), first_mut(pong, inner));
         let dy = first(ping, inner);
-        self.bn2.backward(pass, (norms, observed), conv2, &stats.bn2, Some(y), dy, dx, None)?;
+        self.bn2.backward(pass, (norms, of_norms), conv2, &stats.bn2, Some(y), dy, dx, None)?;
         (ping, pong) = (pong, ping);
         let (bn1, dx) = (first(&acts.bn1, inner), first_mut(pong, inner));
         self.conv2.backward(pass, images, bn1, first(ping, inner), dx)?;
         (ping, pong) = (pong, ping);
         let (conv1, dx, dy) =
             (first(&acts.conv1, inner), first_mut(pong, inner), first(ping, inner));
-        self.bn1.backward(pass, (norms, observed), conv1, &stats.bn1, Some(bn1), dy, dx, None)?;
+        self.bn1.backward(pass, (norms, of_norms), conv1, &stats.bn1, Some(bn1), dy, dx, None)?;
         if let (Some((conv, norm)), Some(stats)) = (&self.downsample, &stats.past) {
             let (past, dy) = (first(&acts.past_conv, out), first(&d.residual, out));
             let dx = first_mut(ping, out);
-            norm.backward(pass, (norms, observed), past, stats, None, dy, dx, None)?;
+            norm.backward(pass, (norms, of_norms), past, stats, None, dy, dx, None)?;
             let before = if self.pools { first(&acts.past_pooled, past_pooled) } else { x };
             let dx = Some(first_mut(&mut d.residual, before.len));
             conv.backward(pass, before, first(ping, out), dx)?;

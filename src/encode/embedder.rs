@@ -72,7 +72,7 @@ impl<'a, D: Backend> Embedder<'a, D> {
             self.device.upload(pixels, ViewMut::of(images, 0..pixels.len()))?;
             let (input, rows) = (View::of(images, 0..pixels.len()), pixels.len() / picture);
             let out = ViewMut::of(out, 0..rows * width);
-            self.clip.encode_image(self.device, self.weights, input, out)?;
+            self.clip.encode_image(self.device, self.weights, input, None, out)?;
             self.download(rows, &mut features)?;
         }
         Ok(features)

@@ -21,11 +21,12 @@ pub mod resnet;
 pub mod text;
 pub mod embedder;
 
+pub use attention::Packing;
 pub use config::{ClipConfig, VisionConfig};
 pub use embedder::{Embedder, EmbedderRoom};
 pub use transformer::Keep;
 
-use self::batchnorm::Norms;
+use self::batchnorm::{NormRanks, Norms};
 use crate::backend::ops::batchnorm::{self as ops, Statistics};
 use crate::backend::ops::require;
 use crate::backend::{Backend, Device, Element, Float, Slot, View, ViewMut};
@@ -81,26 +82,6 @@ impl<D: Device> Backward<'_, D> {
         (self.complete)(self.grads, place.clone())
     }
 }
-
-/// How sequences lie end to end.
-pub struct Packing<'a, D: Device> {
-    /// `[sequences + 1]`, first token of each; the last entry is `tokens`.
-    pub cu_seqlens: View<'a, D, u32>,
-    /// Number of sequences.
-    pub sequences: usize,
-    /// `S`, tokens of all sequences together.
-    pub tokens: usize,
-    /// Upper bound of the tokens of one sequence.
-    pub max_len: usize,
-}
-
-impl<D: Device> Clone for Packing<'_, D> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<D: Device> Copy for Packing<'_, D> {}
 
 /// Buffers are as large as the largest micro-batch needs; a smaller one uses their front.
 fn first<D: Device, T: Element>(buf: &D::Buf<T>, len: usize) -> View<'_, D, T> {
@@ -275,17 +256,17 @@ impl<D: Device> Clip<D> {
         self.statistics = statistics;
     }
 
-    fn norms(&self) -> Norms {
+    fn norms<'a>(&self, ranks: Option<&'a dyn NormRanks<D>>) -> Norms<'a, D> {
         let whole = self.locks.whole_image();
         let statistics = if whole { Statistics::Running } else { self.statistics };
-        Norms { statistics, buffers: self.table.len() }
+        Norms { statistics, buffers: self.table.len(), ranks }
     }
 
     /// What the batches of the backwards showed since [`Clip::forget_batches`], in the order of the
     /// table's buffers; none without batch norms that learn.
     pub fn observed(&mut self) -> Option<ViewMut<'_, D, D::Acc>> {
         match &mut self.buffers.image {
-            ImageBuffers::ResNet(_, Some(d)) => Some(ViewMut::all(&mut d.observed)),
+            ImageBuffers::ResNet(_, Some(d)) => Some(ViewMut::all(&mut d.norms.observed)),
             _ => None,
         }
     }
@@ -298,6 +279,7 @@ impl<D: Device> Clip<D> {
 
 impl<D: Backend> Clip<D> {
     /// Features `out` `[n, D]`, not normalised, of `images` `[n, 3, H, W]`; 1 ≤ n ≤ `max_pairs`.
+    /// Batch norms that use the batch's statistics see those of all `ranks` as one batch.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
@@ -306,10 +288,12 @@ impl<D: Backend> Clip<D> {
         device: &D,
         weights: &D::Weights,
         images: View<'_, D, f32>,
+        ranks: Option<&dyn NormRanks<D>>,
         out: ViewMut<'_, D, D::Act>,
     ) -> Result<()> {
         self.images = 0;
-        let (values, max, norms) = (self.towers.image.image_values(), self.max_pairs, self.norms());
+        let (values, max) = (self.towers.image.image_values(), self.max_pairs);
+        let norms = self.norms(ranks);
         let n = images.len / values;
         let fits = (1..=max).contains(&n) && images.len == n * values;
         require("encode_image", fits, "images must be [n, 3, H, W], 1 <= n <= max_pairs", || {
@@ -331,17 +315,19 @@ impl<D: Backend> Clip<D> {
 
     /// Adds the gradients of the image tower's parameters to `grads` (all parameters, in the
     /// table's order), from `dout` `[n, D]`, the gradient by the features of the last
-    /// [`Clip::encode_image`], whose `images` must still be what they were; none for what is
-    /// locked. Tells of blocks whose gradients are `complete`; of other parameters they are when it
-    /// returns. Panics where there was none, or of another n.
+    /// [`Clip::encode_image`], whose `images` must still be what they were, and whose `ranks`
+    /// are meant again; none for what is locked. Tells of blocks whose gradients are `complete`; of
+    /// other parameters they are when it returns. Panics where there was none, or of another n.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] where an extent disagrees; those of the device.
+    #[allow(clippy::too_many_arguments, reason = "what its forward had, and gradients")]
     pub fn backward_image<'a>(
         &mut self,
         device: &'a D,
         weights: &'a D::Weights,
         images: View<'_, D, f32>,
+        ranks: Option<&dyn NormRanks<D>>,
         dout: View<'_, D, D::Act>,
         grads: &'a mut D::Buf<D::Acc>,
         complete: &'a mut Complete<'a, D>,
@@ -350,7 +336,7 @@ impl<D: Backend> Clip<D> {
         assert!(n > 0, "backward_image without encode_image");
         assert_eq!(dout.len, n * self.config.embed_dim, "dout of the last encode_image");
         assert_eq!(images.len, n * values, "images of the last encode_image");
-        let (norms, pass) = (self.norms(), &mut Backward { device, weights, grads, complete });
+        let (norms, pass) = (self.norms(ranks), &mut Backward { device, weights, grads, complete });
         let trained = self.locks.image.unwrap_or(usize::MAX);
         match (&self.towers.image, &mut self.buffers.image) {
             (ImageTower::Vit(vit), ImageBuffers::Vit(acts, Some(d))) => {
@@ -385,7 +371,7 @@ impl<D: Backend> Clip<D> {
     ) -> Result<()> {
         let (offset, len) = (self.table.len(), self.table.buffers_len());
         let ImageBuffers::ResNet(_, Some(d)) = &self.buffers.image else { return Ok(()) };
-        let (observed, running) = (View::all(&d.observed), Slot { offset, len });
+        let (observed, running) = (View::all(&d.norms.observed), Slot { offset, len });
         ops::update_running(device, observed, passes, norm, weights, running)
     }
 

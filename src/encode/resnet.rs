@@ -2,7 +2,7 @@
 //! averages in place of strides, and attention in place of the last average. Channels last inside.
 
 use super::attention_pool::{AttentionPool, AttentionPoolActivations, AttentionPoolGradients};
-use super::batchnorm::{BatchNorm, Norms};
+use super::batchnorm::{BatchNorm, NormGradients, Norms};
 use super::bottleneck::{Bottleneck, BottleneckActivations, BottleneckStats, EXPANSION, Stream};
 use super::config::ResNetConfig;
 use super::conv2d::Conv2d;
@@ -42,8 +42,8 @@ pub struct ResNetActivations<D: Device> {
 pub struct ResNetGradients<D: Device> {
     stream: Stream<D>,
     attnpool: AttentionPoolGradients<D>,
-    /// What batches showed since it was zeroed, in the places of the table's buffers.
-    pub observed: D::Buf<D::Acc>,
+    /// What its norms write beside.
+    pub norms: NormGradients<D>,
 }
 
 impl<D: Device> ResNetActivations<D> {
@@ -87,6 +87,7 @@ impl<D: Device> ResNetGradients<D> {
         let most = |values: &dyn Fn(&Bottleneck) -> usize| {
             images * resnet.blocks.iter().map(values).max().unwrap_or(0)
         };
+        let channels = resnet.blocks.iter().map(Bottleneck::channels).max().unwrap_or(0);
         let stream = most(&|block| block.in_values().max(block.out_values()));
         let stem = resnet.stem.iter().map(|(conv, _)| images * conv.out_values()).max();
         let inner = most(&Bottleneck::gradient_values).max(stem.unwrap_or(0));
@@ -97,7 +98,7 @@ impl<D: Device> ResNetGradients<D> {
                 inner: [device.alloc(inner)?, device.alloc(inner)?],
             },
             attnpool: AttentionPoolGradients::new(device, &resnet.attnpool, images)?,
-            observed: device.alloc(buffers)?,
+            norms: NormGradients::new(device, channels, buffers)?,
         })
     }
 }
@@ -149,7 +150,7 @@ impl ResNet {
     pub fn forward<D: Backend>(
         &self,
         pass: Pass<'_, D>,
-        norms: Norms,
+        norms: Norms<'_, D>,
         pictures: View<'_, D, f32>,
         acts: &mut ResNetActivations<D>,
         out: ViewMut<'_, D, D::Act>,
@@ -191,14 +192,14 @@ impl ResNet {
     }
 
     /// The parameters' gradients from `dout` `[N, D]`, added, and what the batch showed of the
-    /// norms' statistics, to `d.observed`; `pictures` are those of the forward.
+    /// norms' statistics, to `d.norms`; `pictures` are those of the forward.
     ///
     /// # Errors
     /// As [`ResNet::forward`].
     pub fn backward<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        norms: Norms,
+        norms: Norms<'_, D>,
         pictures: View<'_, D, f32>,
         acts: &mut ResNetActivations<D>,
         dout: View<'_, D, D::Act>,
@@ -217,7 +218,7 @@ impl ResNet {
                 block.activations(pass.forward(), None, images, x, room, stats)?;
                 acts.latest = i;
             }
-            let norms = (norms, &mut d.observed);
+            let norms = (norms, &mut d.norms);
             block.backward(pass, norms, images, x, room, stats, y, &mut d.stream)?;
         }
         self.backward_stem(pass, norms, pictures, acts, d)
@@ -226,7 +227,7 @@ impl ResNet {
     fn backward_stem<D: Backend>(
         &self,
         pass: &mut Backward<'_, D>,
-        norms: Norms,
+        norms: Norms<'_, D>,
         pictures: View<'_, D, f32>,
         acts: &ResNetActivations<D>,
         d: &mut ResNetGradients<D>,
@@ -239,7 +240,7 @@ impl ResNet {
         for (i, (conv, norm)) in self.stem.iter().enumerate().rev() {
             let ([conv_out, y], len) = (&acts.stem[i], images * conv.out_values());
             let (x, y, stats) = (first(conv_out, len), first(y, len), &acts.stem_stats[i]);
-            let (norms, dx) = ((norms, &mut d.observed), first_mut(pong, len));
+            let (norms, dx) = ((norms, &mut d.norms), first_mut(pong, len));
             norm.backward(pass, norms, x, stats, Some(y), first(ping, len), dx, None)?;
             let dy = first(pong, len);
             if i == 0 {

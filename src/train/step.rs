@@ -2,6 +2,7 @@
 //! second, after `flow.rs`.
 
 mod decide;
+mod norms;
 mod places;
 mod state;
 mod sums;
@@ -14,6 +15,7 @@ use crate::backend::ops::contrastive::ContrastiveWorkspace;
 use crate::backend::ops::cyclic::CyclicWorkspace;
 use crate::backend::ops::rows;
 use crate::backend::{Backend, Communicator, Device, Float, View, ViewMut};
+use crate::encode::batchnorm::NormRanks;
 use crate::encode::{Clip, TextBatch};
 use crate::error::Result;
 use crate::flow::{Batch, PackedTokens, SampleId};
@@ -21,6 +23,7 @@ use crate::matching::CaptionPool;
 use crate::objective::{ClipLoss, LogitScale, Targets};
 use crate::optim::{Optimizer, Schedule};
 use decide::Pending;
+use norms::{NormRoom, SyncedNorms};
 use places::Places;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +44,8 @@ pub struct StepOptions {
     pub schedule: Schedule,
     /// Steps of one epoch.
     pub steps_per_epoch: u64,
+    /// Whether batch norms see the pictures of all ranks as one batch.
+    pub bn_sync: bool,
 }
 
 impl StepOptions {
@@ -119,6 +124,8 @@ pub struct Trainer<D: Device, C: Communicator<D>> {
     own: D::Buf<D::Acc>,
     /// Where the pairs of all ranks came from.
     places: Places<D>,
+    /// Where batch norms are synchronised.
+    norms: Option<NormRoom<D>>,
     steps: u64,
     /// The step under way.
     pending: Option<Pending>,
@@ -158,11 +165,13 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace, C: Communicator<D>> Trainer<D, C
     /// [`crate::Error::Device`] where memory does not suffice.
     pub fn new(device: D, comm: C, parts: Parts<D>, options: StepOptions) -> Result<Self> {
         static TRAINERS: AtomicU64 = AtomicU64::new(0);
-        let Parts { model, weights, optimizer, pool, image_pool } = parts;
+        let Parts { mut model, weights, optimizer, pool, image_pool } = parts;
         let (pairs, width) = (options.pairs(), model.config().embed_dim);
         let (rows, passes) = (options.rows(), options.accum_freq);
         let pixels = 3 * model.config().vision_cfg.image_size().pow(2);
+        let is_synced = options.bn_sync && !comm.is_alone() && model.observed().is_some();
         Ok(Self {
+            norms: is_synced.then(|| NormRoom::new(&device, &comm, &model)).transpose()?,
             grads: device.alloc(model.params().len())?,
             sums: Sums::new::<D>(),
             loss: ClipLoss::new(&device, &comm, pairs, width, options.objective.terms())?,
@@ -253,7 +262,7 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         let [tokens, longest, filled] =
             [tokens, longest, if looks_up { self.filled() } else { 0 }].map(|n| n as u64);
         let (device, room) = (self.device.clone(), self.pictures.current() as u64);
-        let is_recorded = is_one_pass && self.comm.world_size() == 1;
+        let is_recorded = is_one_pass && self.comm.is_alone();
         let run = |key: &[u64], work: &mut dyn FnMut() -> Result<()>| {
             if is_recorded { device.replay(key, work) } else { work() }
         };
@@ -303,7 +312,9 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
         }
         let (images, rows) = (self.pictures.view(), self.rows(part));
         let out = ViewMut::of(&mut self.image.raw, rows);
-        self.model.encode_image(&self.device, &self.weights, images, out)
+        let ranks = self.norms.as_mut().map(|room| SyncedNorms::new(&self.comm, room));
+        let ranks = ranks.as_ref().map(|ranks| ranks as &dyn NormRanks<D>);
+        self.model.encode_image(&self.device, &self.weights, images, ranks, out)
     }
 
     fn forward_text(&mut self, batch: &Batch, part: usize) -> Result<()> {
@@ -357,8 +368,10 @@ impl<D: Backend, C: Communicator<D>> Trainer<D, C> {
                 0 => self.sums.complete((device, &self.comm), grads, place),
                 _ => Ok(()),
             };
-            let grads = &mut self.grads;
-            self.model.backward_image(device, weights, images, dout, grads, &mut complete)?;
+            let (grads, model) = (&mut self.grads, &mut self.model);
+            let ranks = self.norms.as_mut().map(|room| SyncedNorms::new(&self.comm, room));
+            let ranks = ranks.as_ref().map(|ranks| ranks as &dyn NormRanks<D>);
+            model.backward_image(device, weights, images, ranks, dout, grads, &mut complete)?;
         }
         let image = if passes > 0 { self.model.params().image() } else { 0..0 };
         self.sums.rest((&self.device, &self.comm), &mut self.grads, image)

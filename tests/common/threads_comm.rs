@@ -7,6 +7,7 @@ use std::sync::{Arc, Barrier, Mutex};
 /// One rank of a world of threads.
 pub struct ThreadsComm {
     rank: usize,
+    is_alone: bool,
     shared: Arc<Shared>,
 }
 
@@ -21,7 +22,14 @@ impl ThreadsComm {
     pub fn world(size: usize) -> Vec<Self> {
         let values = Mutex::new(vec![Vec::new(); size]);
         let shared = Arc::new(Shared { barrier: Barrier::new(size), values });
-        (0..size).map(|rank| Self { rank, shared: shared.clone() }).collect()
+        let is_alone = size == 1;
+        (0..size).map(|rank| Self { rank, is_alone, shared: shared.clone() }).collect()
+    }
+
+    /// A single rank, which exchanges all the same.
+    pub fn with_itself() -> Self {
+        let rank = Self::world(1).pop().expect("one rank");
+        Self { is_alone: false, ..rank }
     }
 
     /// What all ranks hand in, once all have.
@@ -48,6 +56,10 @@ impl<D: Device> Communicator<D> for ThreadsComm {
         self.shared.values.lock().unwrap().len()
     }
 
+    fn is_alone(&self) -> bool {
+        self.is_alone
+    }
+
     fn all_gather<T: Element>(
         &self,
         device: &D,
@@ -70,8 +82,7 @@ impl<D: Device> Communicator<D> for ThreadsComm {
     }
 
     fn all_reduce_sum(&self, device: &D, values: ViewMut<'_, D, D::Acc>) -> Result<()> {
-        let view = View { buf: &*values.buf, offset: values.offset, len: values.len };
-        let ranks = self.exchange(device, view)?;
+        let ranks = self.exchange(device, values.view())?;
         let mut sum = vec![0.0; values.len];
         for rank in ranks {
             sum.iter_mut().zip(rank).for_each(|(s, x)| *s += x.to_f64());

@@ -1,9 +1,35 @@
 //! `batchnorm` against `torch.nn.functional.batch_norm`.
 
+mod ranks;
+mod refuses;
+
 use super::twin::{Param, Tensor, U, all, all_mut, as_products_see, columns, on_every_twin, twin};
 use super::*;
 use crate::common::tiny::noise;
 use roclip::backend::ops::batchnorm::{self, BatchNormStats, EPS, Statistics};
+
+/// Both halves of the backward. Of what is overwritten nothing may be left.
+#[allow(clippy::too_many_arguments, clippy::type_complexity, reason = "these are the tensors")]
+fn gradients<D: Backend>(
+    device: &D,
+    x: View<'_, D, D::Act>,
+    gain_bias: Weight<'_, D>,
+    stats: (Statistics, &BatchNormStats<D>),
+    y: Option<View<'_, D, D::Act>>,
+    dy: View<'_, D, D::Act>,
+    (dx, mut dresidual): (ViewMut<'_, D, D::Act>, Option<ViewMut<'_, D, D::Act>>),
+    dtables: ViewMut<'_, D, D::Acc>,
+) {
+    let mut sums = filled::<D, D::Acc>(device, f64::NAN, dtables.len);
+    let (masked, to) = (dresidual.as_mut().map(|d| d.part(0, 1)), ViewMut::all(&mut sums));
+    batchnorm::backward_sums(device, x, stats.1, y, dy, masked, to, dtables).unwrap();
+    let (y, dy) = match &dresidual {
+        Some(dresidual) => (None, dresidual.view()),
+        None => (y, dy),
+    };
+    let sums = (View::all(&sums), x.len / D::len(&stats.1.mean));
+    batchnorm::backward(device, x, gain_bias, stats, y, dy, sums, dx).unwrap();
+}
 
 fn agrees_with_torch<D: Backend>(device: &D) {
     for c in Case::all(device, "batchnorm") {
@@ -36,8 +62,7 @@ fn agrees_with_torch<D: Backend>(device: &D) {
         let mut tables = filled::<D, D::Acc>(device, START, 2 * width);
         let (given, stats) = (relu.then(|| View::<D, _>::all(&y)), (whose, &stats));
         let to = (ViewMut::all(&mut dx), residual.as_ref().map(|_| ViewMut::all(&mut dresidual)));
-        let sums = ViewMut::all(&mut tables);
-        batchnorm::backward(device, x, gain_bias, stats, given, dy, to.0, to.1, sums).unwrap();
+        gradients(device, x, gain_bias, stats, given, dy, to, ViewMut::all(&mut tables));
         for (name, buf) in [("y", &y), ("dx", &dx), ("dresidual", &dresidual)] {
             if c.has(name) {
                 c.close::<D::Act>(name, buf);
@@ -210,16 +235,15 @@ impl<D: Backend> Given<D> {
         let (from, weight) = ((all(&self.x.values), all(&dy.values)), self.gain_bias.twin());
         let (stats, tables) = ((whose, &self.exact), all_mut(want_tables));
         let given = y.map(|y| all(&y.values));
-        batchnorm::backward(&f64s, from.0, weight, stats, given, from.1, to.0, to.1, tables)
-            .unwrap();
+        gradients(&f64s, from.0, weight, stats, given, from.1, to, tables);
 
         let poison = || Tensor::<D, D::Act>::poison(device, self.odd, len);
         let (mut dx, mut dresidual) = (poison(), poison());
         let mut tables = Tensor::<D, D::Acc>::filled(device, self.odd, START, 2 * width);
-        let to = (dx.view_mut(), residual.then(|| dresidual.view_mut()), tables.view_mut());
+        let to = (dx.view_mut(), residual.then(|| dresidual.view_mut()));
         let (weight, stats) = (self.gain_bias.weight(), (whose, &self.stats));
         let (x, given) = (self.x.view(), y.map(Tensor::view));
-        batchnorm::backward(device, x, weight, stats, given, dy.view(), to.0, to.1, to.2).unwrap();
+        gradients(device, x, weight, stats, given, dy.view(), to, tables.view_mut());
 
         let what = format!("{rows} x {width}, {whose:?}, {}, {residual}", y.is_some());
         let g = |i: usize| if y.is_some_and(|y| y.values[i] <= 0.0) { 0.0 } else { dy.values[i] };
@@ -269,10 +293,9 @@ fn keeps_nan_in_its_channel<D: Backend>(device: &D) {
         let (mut y, mut dx, mut dresidual) = (act(), act(), act());
         batchnorm::forward(device, x.view(), weight, &stats, None, true, y.view_mut()).unwrap();
         let mut tables = Tensor::<D, D::Acc>::filled(device, 0, 0.0, 2 * width);
-        let to = (dx.view_mut(), Some(dresidual.view_mut()), tables.view_mut());
+        let to = (dx.view_mut(), Some(dresidual.view_mut()));
         let (stats, given) = ((whose, &stats), Some(y.view()));
-        batchnorm::backward(device, x.view(), weight, stats, given, dy.view(), to.0, to.1, to.2)
-            .unwrap();
+        gradients(device, x.view(), weight, stats, given, dy.view(), to, tables.view_mut());
         let [y, dx, dresidual] = [&y, &dx, &dresidual].map(|tensor| tensor.read(device));
         for i in 0..rows * width {
             assert_eq!(y[i].is_nan(), lost(i), "y[{i}], {whose:?}");
@@ -351,101 +374,4 @@ fn a_single_row_shows_no_variance() {
     let mut observed = vec![0.0; 4];
     batchnorm::observe(&device, 1, &stats, all_mut(&mut observed)).unwrap();
     assert_eq!(observed, [3.0, -5.0, 0.0, 0.0]);
-}
-
-const PAIR: &str = "what comes as a pair must be [2, C]";
-const ROWS: &str = "x must be [rows, C], rows >= 1";
-const SHAPE: &str = "x and y must have one shape";
-
-#[test]
-fn refuses_what_does_not_fit() {
-    let device = Cpu::<f32>::new(1).unwrap();
-    let (long, mut y) = (vec![0.0; 99], vec![0.0; 99]);
-    let weight = |len| Weight::at(&long, Slot { offset: 0, len });
-    let from = |len| View::of(&long, 0..len);
-    let stats = |mean, var| BatchNormStats::<Cpu> { mean: vec![0.0; mean], var: vec![0.0; var] };
-    let same = "statistics must be [C] each, C >= 1";
-
-    let call = |x, mean, var| batchnorm::statistics(&device, from(x), &mut stats(mean, var));
-    let op = "batchnorm::statistics";
-    call(15, 5, 5).unwrap();
-    refused(call(15, 5, 4), op, same);
-    refused(call(15, 0, 0), op, same);
-    refused(call(16, 5, 5), op, ROWS);
-    refused(call(0, 5, 5), op, ROWS);
-
-    let call = |pair, mean, var| batchnorm::running(&device, weight(pair), &mut stats(mean, var));
-    let op = "batchnorm::running";
-    call(10, 5, 5).unwrap();
-    refused(call(10, 5, 6), op, same);
-    refused(call(9, 5, 5), op, PAIR);
-
-    let mut call = |x, pair, residual: Option<usize>, to| {
-        let (residual, y) = (residual.map(from), ViewMut::of(&mut y, 0..to));
-        batchnorm::forward(&device, from(x), weight(pair), &stats(5, 5), residual, true, y)
-    };
-    let op = "batchnorm::forward";
-    call(15, 10, Some(15), 15).unwrap();
-    refused(call(15, 11, None, 15), op, PAIR);
-    refused(call(14, 10, None, 14), op, ROWS);
-    refused(call(15, 10, None, 20), op, SHAPE);
-    refused(call(15, 10, Some(10), 15), op, "residual must be as x");
-
-    let mut call = |rows, pair| {
-        let observed = ViewMut::of(&mut y, 0..pair);
-        batchnorm::observe(&device, rows, &stats(5, 5), observed)
-    };
-    let op = "batchnorm::observe";
-    call(1, 10).unwrap();
-    refused(call(1, 5), op, PAIR);
-    refused(call(0, 10), op, "rows must be at least 1");
-
-    let mut weights = vec![0.0; 99];
-    let mut call = |observed, passes, norm, running| {
-        let slot = Slot { offset: 0, len: running };
-        let (observed, norm) = (from(observed), from(norm));
-        batchnorm::update_running(&device, observed, passes, norm, &mut weights, slot)
-    };
-    let op = "batchnorm::update_running";
-    call(10, 1, 1, 10).unwrap();
-    refused(call(10, 1, 1, 11), op, "observed must be as running");
-    refused(call(0, 1, 1, 0), op, "observed must be as running");
-    refused(call(10, 0, 1, 10), op, "passes must be at least 1, norm one value");
-    refused(call(10, 1, 2, 10), op, "passes must be at least 1, norm one value");
-}
-
-#[test]
-fn the_backward_refuses_what_does_not_fit() {
-    let device = Cpu::<f32>::new(1).unwrap();
-    let long = vec![0.0; 99];
-    let (weight, from) =
-        (|len| Weight::at(&long, Slot { offset: 0, len }), |len| View::of(&long, 0..len));
-    // x, gain_bias, y, dy, dx, dresidual, dgain_dbias
-    let call = |[x, pair, y, dy, dx, dresidual, sums]: [usize; 7]| {
-        let stats = BatchNormStats::<Cpu>::new(&device, 5).unwrap();
-        let [mut dx, mut dresidual, mut sums] = [dx, dresidual, sums].map(|len| vec![0.0; len]);
-        let to = (ViewMut::all(&mut dx), Some(ViewMut::all(&mut dresidual)));
-        let (stats, sums) = ((Statistics::Batch, &stats), ViewMut::all(&mut sums));
-        let (x, y, dy) = (from(x), Some(from(y)), from(dy));
-        batchnorm::backward(&device, x, weight(pair), stats, y, dy, to.0, to.1, sums)
-    };
-    let (op, fits) = ("batchnorm::backward", [15, 10, 15, 15, 15, 15, 10]);
-    call(fits).unwrap();
-    let as_x = "dx and dresidual must be as x";
-    for (at, len, rule) in [
-        (0, 14, ROWS),
-        (0, 20, SHAPE),
-        (1, 5, PAIR),
-        (2, 20, SHAPE),
-        (3, 20, SHAPE),
-        (4, 20, SHAPE),
-        (5, 20, as_x),
-        (6, 5, PAIR),
-    ] {
-        let mut lens = fits;
-        lens[at] = len;
-        refused(call(lens), op, rule);
-    }
-    // what goes in and what comes out, each right by itself
-    refused(call([15, 10, 20, 15, 20, 15, 10]), op, as_x);
 }

@@ -48,6 +48,23 @@ impl<F: CpuFloat> BatchNorm for Cpu<F> {
         Ok(())
     }
 
+    fn batchnorm_merge(
+        &self,
+        all: View<'_, Self, F>,
+        stats: &mut BatchNormStats<Self>,
+    ) -> Result<()> {
+        let (all, width) = (all.slice(), stats.mean.len());
+        let share = F::from_f64(2.0 * width as f64 / all.len() as f64);
+        for (c, (mean, var)) in stats.mean.iter_mut().zip(&mut stats.var).enumerate() {
+            let ranks = || all[c..].chunks(2 * width);
+            *mean = ranks().fold(F::ZERO, |sum, rank| sum + rank[0]) * share;
+            let squared = |apart: F| apart * apart;
+            let sum = ranks().fold(F::ZERO, |sum, r| sum + (r[width] + squared(r[0] - *mean)));
+            *var = sum * share;
+        }
+        Ok(())
+    }
+
     fn batchnorm_running(
         &self,
         running: Weight<'_, Self>,
@@ -84,6 +101,40 @@ impl<F: CpuFloat> BatchNorm for Cpu<F> {
         Ok(())
     }
 
+    fn batchnorm_backward_sums(
+        &self,
+        x: View<'_, Self, F>,
+        stats: &BatchNormStats<Self>,
+        y: Option<View<'_, Self, F>>,
+        dy: View<'_, Self, F>,
+        dresidual: Option<ViewMut<'_, Self, F>>,
+        sums: ViewMut<'_, Self, F>,
+        dgain_dbias: ViewMut<'_, Self, F>,
+    ) -> Result<()> {
+        let (x, y, dy) = (x.slice(), y.map(|y| y.slice()), dy.slice());
+        let (mean, width) = (&stats.mean[..], stats.mean.len());
+        let sum = |range: Range<usize>, sums: &mut [F]| {
+            let here = range.start * width..range.end * width;
+            let y = y.map(|y| &y[here.clone()]);
+            add_gradients(&x[here.clone()], mean, y, &dy[here], sums);
+        };
+        let (to, dgain_dbias) = (sums.slice_mut(), dgain_dbias.slice_mut());
+        self.column_sums(x.len() / width, 2 * width, sum, |sums| to.copy_from_slice(sums));
+        to.iter_mut().zip(&stats.var).for_each(|(along, &var)| *along *= rstd(var));
+        dgain_dbias.iter_mut().zip(&*to).for_each(|(d, &sum)| *d += sum);
+        let Some(dresidual) = dresidual else { return Ok(()) };
+        let (dresidual, block) = (dresidual.slice_mut(), block(width));
+        self.run(|| {
+            dresidual.par_chunks_mut(block).zip(dy.par_chunks(block)).enumerate().for_each(
+                |(i, (to, dy))| match y {
+                    None => to.copy_from_slice(dy),
+                    Some(y) => pass(&y[i * block..], dy, to),
+                },
+            );
+        });
+        Ok(())
+    }
+
     fn batchnorm_backward(
         &self,
         x: View<'_, Self, F>,
@@ -91,52 +142,35 @@ impl<F: CpuFloat> BatchNorm for Cpu<F> {
         (whose, stats): (Statistics, &BatchNormStats<Self>),
         y: Option<View<'_, Self, F>>,
         dy: View<'_, Self, F>,
+        (sums, total): (View<'_, Self, F>, usize),
         dx: ViewMut<'_, Self, F>,
-        dresidual: Option<ViewMut<'_, Self, F>>,
-        dgain_dbias: ViewMut<'_, Self, F>,
     ) -> Result<()> {
-        let (x, y, dy) = (x.slice(), y.map(|y| y.slice()), dy.slice());
+        let (x, y, dy, dx) = (x.slice(), y.map(|y| y.slice()), dy.slice(), dx.slice_mut());
         let (mean, var, width) = (&stats.mean[..], &stats.var[..], stats.mean.len());
-        let (dx, dgain_dbias) = (dx.slice_mut(), dgain_dbias.slice_mut());
-        let mut dresidual = dresidual.map(ViewMut::slice_mut);
         let (gain, _) = gain_bias.slice().split_at(width);
-        let (rows, block) = (x.len() / width, block(width));
-        let sum = |range: Range<usize>, sums: &mut [F]| {
-            let here = range.start * width..range.end * width;
+        let (along, plain) = sums.slice().split_at(width);
+        let (share, block) = (F::from_f64(1.0 / total as f64), block(width));
+        let work = |i: usize, dx: &mut [F]| {
+            let here = i * block..i * block + dx.len();
             let y = y.map(|y| &y[here.clone()]);
-            add_gradients(&x[here.clone()], mean, y, &dy[here], sums);
-        };
-        self.column_sums(rows, 2 * width, sum, |sums| {
-            let (along, plain) = sums.split_at_mut(width);
-            along.iter_mut().zip(var).for_each(|(along, &var)| *along *= rstd(var));
-            dgain_dbias.iter_mut().zip(along.iter().chain(&*plain)).for_each(|(d, &s)| *d += s);
-            let share = F::from_f64(1.0 / rows as f64);
-            match whose {
-                Statistics::Batch => {
-                    along.iter_mut().zip(var).for_each(|(sum, &var)| *sum *= rstd(var) * share);
-                    plain.iter_mut().for_each(|sum| *sum *= share);
+            self.scratch(3 * width, |room| {
+                let (scale, means) = room.split_at_mut(width);
+                let (along_mean, plain_mean) = means.split_at_mut(width);
+                scales(gain, var, scale);
+                match whose {
+                    Statistics::Batch => {
+                        scales(along, var, along_mean);
+                        along_mean.iter_mut().for_each(|sum| *sum *= share);
+                        plain_mean.iter_mut().zip(plain).for_each(|(to, &sum)| *to = sum * share);
+                    }
+                    // not times 0, which a NaN among the rows would survive
+                    Statistics::Running => means.fill(F::ZERO),
                 }
-                // not times 0, which a NaN among the rows would survive
-                Statistics::Running => sums.fill(F::ZERO),
-            }
-            let (along, plain) = sums.split_at(width);
-            let work = |i: usize, dx: &mut [F], dresidual: Option<&mut [F]>| {
-                let here = i * block..i * block + dx.len();
-                let y = y.map(|y| &y[here.clone()]);
-                self.scratch(width, |scale| {
-                    scales(gain, var, scale);
-                    let means = (mean, along, plain);
-                    backward(&x[here.clone()], means, scale, y, &dy[here], dx, dresidual);
-                });
-            };
-            let dx = dx.par_chunks_mut(block).enumerate();
-            match &mut dresidual {
-                Some(dresidual) => dx
-                    .zip(dresidual.par_chunks_mut(block))
-                    .for_each(|((i, dx), dresidual)| work(i, dx, Some(dresidual))),
-                None => dx.for_each(|(i, dx)| work(i, dx, None)),
-            }
-        });
+                let (along, plain) = means.split_at(width);
+                backward(&x[here.clone()], (mean, along, plain), scale, y, &dy[here], dx);
+            });
+        };
+        self.run(|| dx.par_chunks_mut(block).enumerate().for_each(|(i, dx)| work(i, dx)));
         Ok(())
     }
 
@@ -219,7 +253,7 @@ fn rstd<F: CpuFloat>(var: F) -> F {
 }
 
 vectorised! {
-    /// `gain / sqrt(var + ε)`.
+    /// `gain / sqrt(var + ε)`, or of anything else that each channel has one of.
     fn scales<F: CpuFloat>(gain: &[F], var: &[F], scale: &mut [F]) {
         for ((scale, &gain), &var) in scale.iter_mut().zip(gain).zip(var) {
             *scale = gain * rstd(var);
@@ -270,6 +304,13 @@ vectorised! {
 }
 
 vectorised! {
+    /// What the rectifier lets through.
+    fn pass<F: CpuFloat>(y: &[F], dy: &[F], to: &mut [F]) {
+        to.iter_mut().zip(y).zip(dy).for_each(|((to, &y), &dy)| *to = through(y, dy));
+    }
+}
+
+vectorised! {
     /// Whole rows of the forward; `scale` is `gain / sqrt(var + ε)`.
     fn forward<F: CpuFloat>(
         x: &[F],
@@ -306,19 +347,8 @@ vectorised! {
         y: Option<&[F]>,
         dy: &[F],
         dx: &mut [F],
-        dresidual: Option<&mut [F]>,
     ) {
         let ((mean, along, plain), width) = (means, scale.len());
-        if let Some(dresidual) = dresidual {
-            match y {
-                None => dresidual.copy_from_slice(dy),
-                Some(y) => {
-                    for ((to, &y), &dy) in dresidual.iter_mut().zip(y).zip(dy) {
-                        *to = through(y, dy);
-                    }
-                }
-            }
-        }
         for (row, dx) in dx.chunks_exact_mut(width).enumerate() {
             let (x, dy) = (&x[row * width..][..width], &dy[row * width..][..width]);
             let y = y.map(|y| &y[row * width..][..width]);

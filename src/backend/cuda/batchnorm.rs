@@ -1,7 +1,9 @@
 //! Launches of `kernels/batchnorm.cu`.
 
-use super::api::{self, BatchnormBackward, BatchnormForward, BatchnormObserve};
-use super::api::{BatchnormStatistics, BatchnormUpdateRunning};
+use super::api::{
+    self, BatchnormBackward, BatchnormBackwardSums, BatchnormForward, BatchnormMerge,
+};
+use super::api::{BatchnormObserve, BatchnormStatistics, BatchnormUpdateRunning};
 use super::machine::Machine;
 use super::memory::Weights;
 use super::{Gpu, int};
@@ -11,9 +13,9 @@ use crate::error::Result;
 use half::bf16;
 use std::ptr::{null, null_mut};
 
-/// Bytes of that many pairs of sums for each channel.
-fn sums(parts: usize, width: usize) -> usize {
-    parts * 2 * width * size_of::<f32>()
+/// Bytes of the parts of a pair of sums for each channel.
+fn parts(width: usize) -> usize {
+    api::ROCLIP_PARTS as usize * 2 * width * size_of::<f32>()
 }
 
 impl<M: Machine> BatchNorm for Gpu<M> {
@@ -23,7 +25,7 @@ impl<M: Machine> BatchNorm for Gpu<M> {
         stats: &mut BatchNormStats<Self>,
     ) -> Result<()> {
         let width = stats.mean.len;
-        let partial = self.scratch(sums(api::ROCLIP_PARTS as usize, width))?;
+        let partial = self.scratch(parts(width))?;
         let args = BatchnormStatistics {
             x: x.ptr(),
             mean: ViewMut::<Self, _>::all(&mut stats.mean).ptr(),
@@ -33,6 +35,22 @@ impl<M: Machine> BatchNorm for Gpu<M> {
             width: int(width),
         };
         self.launch("batchnorm::statistics", |k| k.batchnorm_statistics, args)
+    }
+
+    fn batchnorm_merge(
+        &self,
+        all: View<'_, Self, f32>,
+        stats: &mut BatchNormStats<Self>,
+    ) -> Result<()> {
+        let width = stats.mean.len;
+        let args = BatchnormMerge {
+            all: all.ptr(),
+            mean: ViewMut::<Self, _>::all(&mut stats.mean).ptr(),
+            var: ViewMut::<Self, _>::all(&mut stats.var).ptr(),
+            ranks: int(all.len / (2 * width)),
+            width: int(width),
+        };
+        self.launch("batchnorm::merge", |k| k.batchnorm_merge, args)
     }
 
     fn batchnorm_running(
@@ -71,6 +89,35 @@ impl<M: Machine> BatchNorm for Gpu<M> {
         self.launch("batchnorm::forward", |k| k.batchnorm_forward, args)
     }
 
+    fn batchnorm_backward_sums(
+        &self,
+        x: View<'_, Self, bf16>,
+        stats: &BatchNormStats<Self>,
+        y: Option<View<'_, Self, bf16>>,
+        dy: View<'_, Self, bf16>,
+        dresidual: Option<ViewMut<'_, Self, bf16>>,
+        sums: ViewMut<'_, Self, f32>,
+        dgain_dbias: ViewMut<'_, Self, f32>,
+    ) -> Result<()> {
+        let width = stats.mean.len;
+        let partial = self.scratch(parts(width))?;
+        let args = BatchnormBackwardSums {
+            x: x.ptr(),
+            mean: View::<Self, _>::all(&stats.mean).ptr(),
+            var: View::<Self, _>::all(&stats.var).ptr(),
+            y: y.map_or(null(), |y| y.ptr()),
+            dy: dy.ptr(),
+            dresidual: dresidual.map_or(null_mut(), |dresidual| dresidual.ptr()),
+            sums: sums.ptr(),
+            dgain_dbias: dgain_dbias.ptr(),
+            partial: partial as *mut f32,
+            rows: (x.len / width) as i64,
+            width: int(width),
+            eps: EPS as f32,
+        };
+        self.launch("batchnorm::backward_sums", |k| k.batchnorm_backward_sums, args)
+    }
+
     fn batchnorm_backward(
         &self,
         x: View<'_, Self, bf16>,
@@ -78,12 +125,10 @@ impl<M: Machine> BatchNorm for Gpu<M> {
         (whose, stats): (Statistics, &BatchNormStats<Self>),
         y: Option<View<'_, Self, bf16>>,
         dy: View<'_, Self, bf16>,
+        (sums, total): (View<'_, Self, f32>, usize),
         dx: ViewMut<'_, Self, bf16>,
-        dresidual: Option<ViewMut<'_, Self, bf16>>,
-        dgain_dbias: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
         let width = stats.mean.len;
-        let partial = self.scratch(sums(api::ROCLIP_PARTS as usize + 1, width))?;
         let args = BatchnormBackward {
             x: x.ptr(),
             gain_bias: gain_bias.master(),
@@ -91,11 +136,10 @@ impl<M: Machine> BatchNorm for Gpu<M> {
             var: View::<Self, _>::all(&stats.var).ptr(),
             y: y.map_or(null(), |y| y.ptr()),
             dy: dy.ptr(),
+            sums: sums.ptr(),
             dx: dx.ptr(),
-            dresidual: dresidual.map_or(null_mut(), |dresidual| dresidual.ptr()),
-            dgain_dbias: dgain_dbias.ptr(),
-            partial: partial as *mut f32,
             rows: (x.len / width) as i64,
+            total: total as i64,
             width: int(width),
             eps: EPS as f32,
             own: (whose == Statistics::Batch).into(),

@@ -53,6 +53,13 @@ pub trait BatchNorm: Device {
         stats: &mut BatchNormStats<Self>,
     ) -> Result<()>;
 
+    /// See [`merge`].
+    fn batchnorm_merge(
+        &self,
+        all: View<'_, Self, Self::Acc>,
+        stats: &mut BatchNormStats<Self>,
+    ) -> Result<()>;
+
     /// See [`running`].
     fn batchnorm_running(
         &self,
@@ -71,6 +78,19 @@ pub trait BatchNorm: Device {
         y: ViewMut<'_, Self, Self::Act>,
     ) -> Result<()>;
 
+    /// See [`backward_sums`].
+    #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
+    fn batchnorm_backward_sums(
+        &self,
+        x: View<'_, Self, Self::Act>,
+        stats: &BatchNormStats<Self>,
+        y: Option<View<'_, Self, Self::Act>>,
+        dy: View<'_, Self, Self::Act>,
+        dresidual: Option<ViewMut<'_, Self, Self::Act>>,
+        sums: ViewMut<'_, Self, Self::Acc>,
+        dgain_dbias: ViewMut<'_, Self, Self::Acc>,
+    ) -> Result<()>;
+
     /// See [`backward`].
     #[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
     fn batchnorm_backward(
@@ -80,9 +100,8 @@ pub trait BatchNorm: Device {
         stats: (Statistics, &BatchNormStats<Self>),
         y: Option<View<'_, Self, Self::Act>>,
         dy: View<'_, Self, Self::Act>,
+        sums: (View<'_, Self, Self::Acc>, usize),
         dx: ViewMut<'_, Self, Self::Act>,
-        dresidual: Option<ViewMut<'_, Self, Self::Act>>,
-        dgain_dbias: ViewMut<'_, Self, Self::Acc>,
     ) -> Result<()>;
 
     /// See [`observe`].
@@ -141,6 +160,26 @@ pub fn statistics<D: BatchNorm>(
     device.batchnorm_statistics(x, stats)
 }
 
+/// The statistics of several ranks' rows together, to `stats`, overwritten: `all` `[ranks, 2, C]`
+/// has the means and biased variances of each, of equally many rows. As in [`statistics`] no large
+/// sums are subtracted: `var = Σ (var_r + (mean_r − mean)²) / ranks`.
+///
+/// # Errors
+/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
+pub fn merge<D: BatchNorm>(
+    device: &D,
+    all: View<'_, D, D::Acc>,
+    stats: &mut BatchNormStats<D>,
+) -> Result<()> {
+    let pair = 2 * D::len(&stats.mean);
+    check("batchnorm::merge", all.len, all.len, pair, stats)?;
+    let whole = all.len.is_multiple_of(pair);
+    require("batchnorm::merge", whole, "all must be [ranks, 2, C], ranks >= 1", || {
+        format!("{} elements, 2 C = {pair}", all.len)
+    })?;
+    device.batchnorm_merge(all, stats)
+}
+
 /// Running statistics `[2, C]`, means first, to `stats`, overwritten.
 ///
 /// # Errors
@@ -183,16 +222,47 @@ pub fn forward<D: BatchNorm>(
     device.batchnorm_forward(x, gain_bias, stats, residual, relu, y)
 }
 
-/// Gradients of [`forward`]. With `g = dy` where there was no rectifier (`y` is none), else
-/// `dy` where `y > 0` and 0 elsewhere, `x̂` the normalised `x`, and sums over rows:
+/// The half of the gradients of [`forward`] that are sums over rows. With `g = dy` where there was
+/// no rectifier (`y` is none), else `dy` where `y > 0` and 0 elsewhere, and `x̂` the normalised
+/// `x`:
 ///
-/// - `dresidual = g`,
-/// - `dgain += Σ g·x̂`, `dbias += Σ g`,
-/// - `dx = gain / sqrt(var + ε) · g` with running statistics, but NaN where `x` is not finite, and
-///   with the batch's own `dx = gain / sqrt(var + ε) · (g − Σ g / rows − x̂ · Σ g·x̂ / rows)`.
+/// - `sums` `[2, C]` `= Σ g·x̂, Σ g`, for [`backward`],
+/// - `dgain_dbias` `[2, C]` `+= Σ g·x̂, Σ g`,
+/// - `dresidual = g`.
 ///
-/// `dx` and `dresidual` are overwritten, `dgain_dbias` `[2, C]` is added to. Rows in which `y` is
-/// NaN pass `dy` on, so that what is not finite is noticed.
+/// `sums` and `dresidual` are overwritten. Rows in which `y` is NaN pass `dy` on, so that what is
+/// not finite is noticed.
+///
+/// # Errors
+/// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
+#[allow(clippy::too_many_arguments, reason = "the operation has this many tensors")]
+pub fn backward_sums<D: BatchNorm>(
+    device: &D,
+    x: View<'_, D, D::Act>,
+    stats: &BatchNormStats<D>,
+    y: Option<View<'_, D, D::Act>>,
+    dy: View<'_, D, D::Act>,
+    dresidual: Option<ViewMut<'_, D, D::Act>>,
+    sums: ViewMut<'_, D, D::Acc>,
+    dgain_dbias: ViewMut<'_, D, D::Acc>,
+) -> Result<()> {
+    let op = "batchnorm::backward_sums";
+    check(op, x.len, dy.len, sums.len, stats)?;
+    check(op, x.len, y.as_ref().map_or(x.len, |y| y.len), dgain_dbias.len, stats)?;
+    let len = dresidual.as_ref().map_or(x.len, |r| r.len);
+    require(op, len == x.len, "dresidual must be as x", || format!("{len} and {}", x.len))?;
+    device.batchnorm_backward_sums(x, stats, y, dy, dresidual, sums, dgain_dbias)
+}
+
+/// The other half, row by row. With `g` as in [`backward_sums`], from `dy` and `y`, or `dresidual`
+/// in place of `dy` and no `y`:
+///
+/// - `dx = gain / sqrt(var + ε) · g` with running statistics, but NaN where `x` is not finite,
+/// - and with the batch's own `dx = gain / sqrt(var + ε) · (g − sums[1] / total − x̂ · sums[0] /
+///   total)`, where `sums` `[2, C]` are over the `total` rows whose statistics these are: `x`'s, or
+///   those of all ranks.
+///
+/// `dx` is overwritten.
 ///
 /// # Errors
 /// [`crate::Error::Shape`]: an extent disagrees. Nothing was computed.
@@ -204,17 +274,16 @@ pub fn backward<D: BatchNorm>(
     stats: (Statistics, &BatchNormStats<D>),
     y: Option<View<'_, D, D::Act>>,
     dy: View<'_, D, D::Act>,
+    (sums, total): (View<'_, D, D::Acc>, usize),
     dx: ViewMut<'_, D, D::Act>,
-    dresidual: Option<ViewMut<'_, D, D::Act>>,
-    dgain_dbias: ViewMut<'_, D, D::Acc>,
 ) -> Result<()> {
     let op = "batchnorm::backward";
     check(op, x.len, dy.len, gain_bias.slot.len, stats.1)?;
-    check(op, dx.len, y.as_ref().map_or(x.len, |y| y.len), dgain_dbias.len, stats.1)?;
-    let len = dresidual.as_ref().map_or(x.len, |r| r.len);
-    let same = dx.len == x.len && len == x.len;
-    require(op, same, "dx and dresidual must be as x", || format!("{}, {len}, {}", dx.len, x.len))?;
-    device.batchnorm_backward(x, gain_bias, stats, y, dy, dx, dresidual, dgain_dbias)
+    check(op, dx.len, y.as_ref().map_or(x.len, |y| y.len), sums.len, stats.1)?;
+    require(op, dx.len == x.len, "dx must be as x", || format!("{} and {}", dx.len, x.len))?;
+    let rows = x.len / D::len(&stats.1.mean);
+    require(op, total >= rows, "total counts x's rows, too", || format!("{total}, {rows} rows"))?;
+    device.batchnorm_backward(x, gain_bias, stats, y, dy, (sums, total), dx)
 }
 
 /// Adds to `observed` `[2, C]` what a batch of `rows` rows showed: its means, and the unbiased

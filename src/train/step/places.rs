@@ -27,7 +27,7 @@ impl<D: Device> Places<D> {
             let all = device.alloc(host.len())?;
             Ok(Shared { local: device.alloc(words)?, all, host })
         };
-        let shared = (ranks > 1).then(shared).transpose()?;
+        let shared = (!comm.is_alone()).then(shared).transpose()?;
         Ok(Self { all: Vec::new(), shared })
     }
 

@@ -33,7 +33,7 @@ impl Sums {
         grads: &mut D::Buf<D::Acc>,
         place: Range<usize>,
     ) -> Result<()> {
-        if comm.world_size() == 1 {
+        if comm.is_alone() {
             return Ok(());
         }
         // The backward goes from the end to the front.
@@ -56,7 +56,7 @@ impl Sums {
         grads: &mut D::Buf<D::Acc>,
         place: Range<usize>,
     ) -> Result<()> {
-        if comm.world_size() == 1 {
+        if comm.is_alone() {
             return Ok(());
         }
         self.begin((device, comm), grads)?;

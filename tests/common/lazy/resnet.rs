@@ -36,6 +36,19 @@ impl BatchNorm for Lazy {
         })
     }
 
+    fn batchnorm_merge(
+        &self,
+        all: View<'_, Self, f32>,
+        of: &mut BatchNormStats<Self>,
+    ) -> Result<()> {
+        let (all, of) = (read(all), hold(of));
+        self.enqueue(move |cpu| {
+            let (all, mut to) = (all.copied(), stats(&of));
+            cpu.batchnorm_merge(View::all(&all.values), &mut to).unwrap();
+            keep(&of, &to);
+        })
+    }
+
     fn batchnorm_running(
         &self,
         running: Weight<'_, Self>,
@@ -69,6 +82,31 @@ impl BatchNorm for Lazy {
         })
     }
 
+    fn batchnorm_backward_sums(
+        &self,
+        x: View<'_, Self, f32>,
+        of: &BatchNormStats<Self>,
+        y: Option<View<'_, Self, f32>>,
+        dy: View<'_, Self, f32>,
+        dresidual: Option<ViewMut<'_, Self, f32>>,
+        sums: ViewMut<'_, Self, f32>,
+        dtables: ViewMut<'_, Self, f32>,
+    ) -> Result<()> {
+        let (x, of, y, dy) = (read(x), hold(of), y.map(read), read(dy));
+        let (dresidual, sums, dtables) = (dresidual.map(write), write(sums), write(dtables));
+        self.enqueue(move |cpu| {
+            let (x, y, dy) = (x.copied(), y.as_ref().map(Part::copied), dy.copied());
+            let (mut sums, mut dtables) = (sums.copied(), dtables.copied());
+            let mut dresidual = dresidual.as_ref().map(Part::copied);
+            let (x, dy) = (View::all(&x.values), View::all(&dy.values));
+            let y = y.as_ref().map(|y| View::all(&y.values));
+            let more = dresidual.as_mut().map(|more| ViewMut::all(&mut more.values));
+            let to = (ViewMut::all(&mut sums.values), ViewMut::all(&mut dtables.values));
+            cpu.batchnorm_backward_sums(x, &stats(&of), y, dy, more, to.0, to.1).unwrap();
+            [&sums, &dtables].into_iter().chain(&dresidual).for_each(|to| to.part.set(&to.values));
+        })
+    }
+
     fn batchnorm_backward(
         &self,
         x: View<'_, Self, f32>,
@@ -76,24 +114,19 @@ impl BatchNorm for Lazy {
         (whose, of): (Statistics, &BatchNormStats<Self>),
         y: Option<View<'_, Self, f32>>,
         dy: View<'_, Self, f32>,
+        (sums, total): (View<'_, Self, f32>, usize),
         dx: ViewMut<'_, Self, f32>,
-        dresidual: Option<ViewMut<'_, Self, f32>>,
-        dtables: ViewMut<'_, Self, f32>,
     ) -> Result<()> {
         let (x, w, of, y, dy) = (read(x), weight(gain_bias), hold(of), y.map(read), read(dy));
-        let (dx, dresidual, dtables) = (write(dx), dresidual.map(write), write(dtables));
+        let (sums, dx) = (read(sums), write(dx));
         self.enqueue(move |cpu| {
             let (x, w, y, dy) = (x.copied(), w.copied(), y.as_ref().map(Part::copied), dy.copied());
-            let (mut dx, mut dtables) = (dx.copied(), dtables.copied());
-            let mut dresidual = dresidual.as_ref().map(Part::copied);
+            let (sums, mut dx) = (sums.copied(), dx.copied());
             let (x, w, dy) = (View::all(&x.values), whole(&w.values), View::all(&dy.values));
             let y = y.as_ref().map(|y| View::all(&y.values));
-            let more = dresidual.as_mut().map(|more| ViewMut::all(&mut more.values));
-            let to = (ViewMut::all(&mut dx.values), ViewMut::all(&mut dtables.values));
-            cpu.batchnorm_backward(x, w, (whose, &stats(&of)), y, dy, to.0, more, to.1).unwrap();
+            let (sums, to) = ((View::all(&sums.values), total), ViewMut::all(&mut dx.values));
+            cpu.batchnorm_backward(x, w, (whose, &stats(&of)), y, dy, sums, to).unwrap();
             dx.part.set(&dx.values);
-            dtables.part.set(&dtables.values);
-            dresidual.iter().for_each(|more| more.part.set(&more.values));
         })
     }
 

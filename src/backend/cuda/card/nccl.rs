@@ -160,14 +160,6 @@ impl Nccl {
         let (marks, card) = ([mark()?, mark()?], card.clone());
         Ok(Self { api, comm, rank, world_size, card, sums, marks })
     }
-
-    fn sum(&self, values: &ViewMut<'_, Gpu<Card>, f32>, stream: sys::CUstream) -> Result<()> {
-        let at = values.at() as *mut c_void;
-        // SAFETY: a live buffer of so many numbers; in place is allowed.
-        let code =
-            unsafe { (self.api.all_reduce)(at, at, values.len, FLOAT32, SUM, self.comm, stream) };
-        self.api.check("sum over ranks", code)
-    }
 }
 
 impl Drop for Nccl {
@@ -187,6 +179,10 @@ impl Communicator<Gpu<Card>> for Nccl {
 
     fn world_size(&self) -> usize {
         self.world_size
+    }
+
+    fn is_alone(&self) -> bool {
+        false
     }
 
     fn all_gather<T: Element>(
@@ -233,15 +229,25 @@ impl Communicator<Gpu<Card>> for Nccl {
         exchange.and(self.api.check("exchange with ranks", ended))
     }
 
-    fn all_reduce_sum(&self, _: &Gpu<Card>, values: ViewMut<'_, Gpu<Card>, f32>) -> Result<()> {
-        self.sum(&values, self.card.stream()?)
+    fn all_reduce_sum(
+        &self,
+        device: &Gpu<Card>,
+        mut values: ViewMut<'_, Gpu<Card>, f32>,
+    ) -> Result<()> {
+        // In one stream with those that are under way.
+        self.begin_sum(device, values.part(0, 1))?;
+        self.end_sums(device, values)
     }
 
     fn begin_sum(&self, _: &Gpu<Card>, values: ViewMut<'_, Gpu<Card>, f32>) -> Result<()> {
         let [ready, _] = &self.marks;
         let mark = ready.record(&self.card.inner.stream).and_then(|()| self.sums.wait(ready));
         mark.map_err(refused("wait for gradients"))?;
-        self.sum(&values, self.sums.cu_stream())
+        let (at, stream) = (values.at() as *mut c_void, self.sums.cu_stream());
+        // SAFETY: a live buffer of so many numbers; in place is allowed.
+        let code =
+            unsafe { (self.api.all_reduce)(at, at, values.len, FLOAT32, SUM, self.comm, stream) };
+        self.api.check("sum over ranks", code)
     }
 
     fn end_sums(&self, _: &Gpu<Card>, _: ViewMut<'_, Gpu<Card>, f32>) -> Result<()> {
