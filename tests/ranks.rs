@@ -102,12 +102,12 @@ impl Ranks {
 const WEIGHTS: f64 = 0.1 / 8192.0 * STEPS as f64;
 
 #[track_caller]
-fn assert_near(one: &State, other: &State) {
+fn assert_near(one: &State, other: &State, bound: f64) {
     assert_eq!(one.values["step"], other.values["step"]);
     for (name, tensor) in &one.tensors {
         // Embeddings of the pool are unit: a change of all weights moves them no further than a
         // few times the change.
-        let bound = if name.starts_with("pool") { 64.0 * WEIGHTS } else { WEIGHTS };
+        let bound = if name.starts_with("pool") { 64.0 * bound } else { bound };
         if name.ends_with("places") {
             assert_eq!(tensor, &other.tensors[name], "{name}");
             continue;
@@ -119,8 +119,7 @@ fn assert_near(one: &State, other: &State) {
 }
 
 /// The same losses, weights, records and books on 2, 3 and 4 ranks as on one.
-fn same_on_any_number(objective: &[&str]) {
-    let ranks = Ranks::new();
+fn same_on_any_number(ranks: &Ranks, objective: &[&str], slack: f64) {
     ranks.run("one", 1, objective);
     let (one, losses) = (ranks.bench.final_state("one"), ranks.losses("one"));
     assert_eq!(losses.len(), STEPS);
@@ -128,10 +127,13 @@ fn same_on_any_number(objective: &[&str]) {
         let name = format!("{count}");
         let told = text(&ranks.run(&name, count, objective));
         assert_eq!(told.matches("Epoch 3 done").count(), 1, "one rank speaks: {told}");
-        assert_near(&one, &ranks.bench.final_state(&name));
+        assert_near(&one, &ranks.bench.final_state(&name), slack * WEIGHTS);
         for (n, (a, b)) in losses.iter().zip(ranks.losses(&name)).enumerate() {
             // The inverse temperature, 14, times what the weights' change does to a cosine.
-            assert!((a - b).abs() <= 14.3 * WEIGHTS, "step {n} of {count} ranks: {a} and {b}");
+            assert!(
+                (a - b).abs() <= 14.3 * slack * WEIGHTS,
+                "step {n} of {count} ranks: {a} and {b}"
+            );
         }
         for epoch in 0..4 {
             let (ours, theirs) = (ranks.records(&name, epoch), ranks.records("one", epoch));
@@ -151,12 +153,22 @@ fn same_on_any_number(objective: &[&str]) {
 
 #[test]
 fn clip_learns_the_same_on_any_number_of_ranks() {
-    same_on_any_number(&["--objective", "clip"]);
+    same_on_any_number(&Ranks::new(), &["--objective", "clip"], 1.0);
 }
 
 #[test]
 fn roclip_learns_the_same_on_any_number_of_ranks() {
-    same_on_any_number(&["--objective", "roclip"]);
+    same_on_any_number(&Ranks::new(), &["--objective", "roclip"], 1.0);
+}
+
+/// CLIP's ResNet, whose norms see the pictures of all ranks. Slack: a norm of twelve pictures, at
+/// the end of one pixel each, divides by what little they differ in; four stages, each of which may
+/// double what a rounding does.
+#[test]
+fn norms_see_the_same_on_any_number_of_ranks() {
+    let ranks = Ranks::new();
+    let model = ranks.bench.resnet_model();
+    same_on_any_number(&ranks, &["--objective", "clip", "--use-bn-sync", "--model", &model], 16.0);
 }
 
 /// Again on the same number of ranks, and with a pool in parts: the same bits.
@@ -224,7 +236,7 @@ fn a_run_goes_on_on_another_number_of_ranks() {
     let refused = text(&ranks.command("moved", 1, &larger).output().unwrap());
     assert!(refused.contains("--batch-size 12 (now 24)"), "{refused}");
     ranks.run("moved", 3, &resume);
-    assert_near(&ranks.bench.final_state("whole"), &ranks.bench.final_state("moved"));
+    assert_near(&ranks.bench.final_state("whole"), &ranks.bench.final_state("moved"), WEIGHTS);
     assert_eq!(ranks.records("moved", 3).len(), ranks.records("whole", 3).len());
 }
 
