@@ -1,5 +1,5 @@
 //! What ranks cost: steps of a trainer among ranks against steps of one that is alone, in turns;
-//! and what the exchanges take, by size.
+//! what the exchanges take, by size; what hearing all ranks takes, by their number.
 //!
 //! `cargo bench --bench ranks --features mpi -- [--device cpu|cuda] [--json FILE] [MODEL] [PAIRS]
 //! [THREADS] [STEPS]` (ViT-B-32, 32, 1, 10) is a single rank, which exchanges with itself whatever
@@ -18,20 +18,24 @@ mod training;
 use clap::Parser;
 use common::{Clock, Flags, Kind};
 use roclip::backend::{Backend, Communicator, Solo, View, ViewMut};
-use roclip::distributed::{Watch, Watched};
+use roclip::distributed::{Group, GroupOptions, Launch, Meeting, Watch, Watched};
 use roclip::encode::ClipConfig;
 use roclip::flow::Batch;
 use roclip::train::step::{Outcome, Trainer};
 use roclip::{Error, Result};
 use serde_json::json;
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use training::{BATCHES, batches, trainer};
 
 /// Most that a rank's step may take longer than that of a process that is alone.
 const OVERHEAD: f64 = 0.03;
 /// Numbers of an exchange.
 const LENS: [usize; 6] = [1 << 4, 1 << 10, 1 << 14, 1 << 18, 1 << 21, 1 << 24];
+/// Ranks that agree, and bytes that each has to tell of a pair.
+const WORLDS: [usize; 4] = [2, 8, 64, 256];
+const RECORD: usize = 24;
 /// How often each is timed, and how often it is done for that.
 const SAMPLES: usize = 7;
 const CALLS: usize = 5;
@@ -108,7 +112,13 @@ impl Arguments {
                 times.iter_mut().zip(took).for_each(|(times, took)| times.push(took));
             }
         }
-        if rank == 0 { self.tell(&device.name(), ranks, times, &exchanges) } else { Ok(()) }
+        if rank > 0 {
+            return Ok(());
+        }
+        let worlds = if ranks == 1 { &WORLDS[..] } else { &[] };
+        let agreements: Vec<_> =
+            worlds.iter().map(|&world| (world, agreement(world, self.pairs))).collect();
+        self.tell(&device.name(), ranks, times, &exchanges, &agreements)
     }
 
     fn tell(
@@ -117,6 +127,7 @@ impl Arguments {
         ranks: usize,
         times: [Vec<f64>; 2],
         exchanges: &[[f64; 3]],
+        agreements: &[(usize, f64)],
     ) -> Result<()> {
         let [alone, among] = times.map(|mut times| {
             times.sort_by(f64::total_cmp);
@@ -132,16 +143,51 @@ impl Arguments {
                 1e6 * gather
             );
         }
+        for (world, took) in agreements {
+            println!("{world:>4} ranks agree in {:9.1} us", 1e6 * took);
+        }
         self.flags.write(&json!({
             "device": device, "model": self.model, "pairs": self.pairs, "ranks": ranks,
             "steps": self.steps, "alone_s": alone, "among_s": among, "overhead": overhead,
             "exchanges": exchanges.iter().map(|[bytes, reduce, gather]| {
                 json!({ "bytes": bytes, "all_reduce_s": reduce, "all_gather_s": gather })
             }).collect::<Vec<_>>(),
+            "agreements": agreements.iter().map(|(world, took)| {
+                json!({ "ranks": world, "bytes": RECORD * self.pairs, "agree_s": took })
+            }).collect::<Vec<_>>(),
         }));
         assert!(ranks > 1 || overhead <= OVERHEAD, "a single rank may cost {OVERHEAD} of a step");
         Ok(())
     }
+}
+
+/// Seconds that so many ranks take to agree between two steps, when each tells of its pairs. They
+/// are threads of this process: all of their work counts, not only rank 0's.
+fn agreement(world: usize, pairs: usize) -> f64 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port of this machine");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let mut first = Some(listener);
+    let ranks = (0..world).map(|rank| {
+        let at = first.take().map_or_else(|| Meeting::At(address.clone()), Meeting::Here);
+        std::thread::spawn(move || {
+            let launch = Launch { rank, world_size: world, ..Launch::solo() };
+            let end = Box::new(|verdict| panic!("{verdict:?}"));
+            let options = GroupOptions { timeout: Duration::from_secs(60), end };
+            let group = Group::meet(&launch, at, options).expect("all are here");
+            let agree = |_| {
+                let began = Instant::now();
+                group.gather(vec![0; RECORD * pairs]).expect("all are here");
+                group.first_has(0).expect("all are here");
+                began.elapsed().as_secs_f64()
+            };
+            let mut times: Vec<f64> = (0..SAMPLES * CALLS).map(agree).collect();
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        })
+    });
+    let ranks: Vec<_> = ranks.collect();
+    let times: Vec<_> = ranks.into_iter().map(|rank| rank.join().expect("none fails")).collect();
+    times[0]
 }
 
 /// Seconds of a step.

@@ -12,7 +12,7 @@ use ferrompi::{MpiDatatype, ReduceOp, ThreadLevel};
 use std::any::Any;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// All ranks that were started together (`MPI_COMM_WORLD`).
@@ -23,14 +23,18 @@ pub struct Mpi {
     thread: Option<JoinHandle<()>>,
     /// Where the sums go that are under way, and how they come back.
     begun: Mutex<Vec<(Range<usize>, Receiver<Summed>)>>,
+    /// Room for values on their way, from one step to the next.
+    spare: Mutex<Vec<Values>>,
 }
 
 type Job = Box<dyn FnOnce(&ferrompi::Communicator) + Send>;
-/// Values of whatever type was summed.
-type Summed = Result<Box<dyn Any + Send>, ferrompi::Error>;
+/// A vector of whatever type is summed.
+type Values = Box<dyn Any + Send>;
+type Summed = Result<Values, ferrompi::Error>;
 
-fn of_type<F: CpuFloat>(summed: &Box<dyn Any + Send>) -> &[F] {
-    summed.downcast_ref::<Vec<F>>().expect("a run has one type")
+/// What is there stays whole, whoever panics.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn ended() -> Error {
@@ -75,7 +79,13 @@ impl Mpi {
         let thread = thread.map_err(|e| Error::Distributed(format!("no thread for MPI: {e}")))?;
         let world = told.recv().unwrap_or_else(|_| Err("its thread has ended".into()));
         let world = world.map_err(|e| Error::Distributed(format!("MPI does not start: {e}")))?;
-        Ok(Self { world, jobs: Some(jobs), thread: Some(thread), begun: Mutex::default() })
+        Ok(Self {
+            world,
+            jobs: Some(jobs),
+            thread: Some(thread),
+            begun: Mutex::default(),
+            spare: Mutex::default(),
+        })
     }
 
     /// Number of processes that MPI knows of.
@@ -84,15 +94,27 @@ impl Mpi {
     }
 
     /// Has the thread sum values over ranks, behind all that it was asked for before.
-    fn sum<F: CpuFloat + MpiDatatype>(&self, mut values: Vec<F>) -> Result<Receiver<Summed>> {
+    fn sum<F: CpuFloat + MpiDatatype>(&self, from: &[F]) -> Result<Receiver<Summed>> {
+        let spare = locked(&self.spare).pop().and_then(|spare| spare.downcast().ok());
+        let mut values: Box<Vec<F>> = spare.unwrap_or_default();
+        values.clear();
+        values.extend_from_slice(from);
         let (tell, told) = channel();
         let job: Job = Box::new(move |world| {
             let summed = world.allreduce_inplace(&mut values, ReduceOp::Sum);
-            let _ = tell.send(summed.map(|()| Box::new(values) as Box<dyn Any + Send>));
+            let _ = tell.send(summed.map(|()| values as Values));
         });
         let jobs = self.jobs.as_ref().expect("open until it is dropped");
         jobs.send(job).map_err(|_| ended())?;
         Ok(told)
+    }
+
+    /// The sum that this gives, once it is there.
+    fn summed<F: CpuFloat>(&self, told: &Receiver<Summed>, to: &mut [F]) -> Result<()> {
+        let summed = told.recv().map_err(|_| ended())?.map_err(failed)?;
+        to.copy_from_slice(summed.downcast_ref::<Vec<F>>().expect("a run has one type"));
+        locked(&self.spare).push(summed);
+        Ok(())
     }
 
     /// What rank 0 hands in, everywhere.
@@ -153,26 +175,22 @@ impl<F: CpuFloat + MpiDatatype> Communicator<Cpu<F>> for Mpi {
 
     fn all_reduce_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
         let values = values.slice_mut();
-        let summed = self.sum(values.to_vec())?.recv().map_err(|_| ended())?.map_err(failed)?;
-        values.copy_from_slice(of_type(&summed));
-        Ok(())
+        self.summed(&self.sum(values)?, values)
     }
 
     fn begin_sum(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
         let place = values.offset..values.offset + values.len;
-        let told = self.sum(values.slice_mut().to_vec())?;
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push((place, told));
+        let told = self.sum(values.slice_mut())?;
+        locked(&self.begun).push((place, told));
         Ok(())
     }
 
     fn end_sums(&self, _: &Cpu<F>, values: ViewMut<'_, Cpu<F>, F>) -> Result<()> {
         let start = values.offset;
         let values = values.slice_mut();
-        let begun = std::mem::take(&mut *self.begun.lock().unwrap_or_else(PoisonError::into_inner));
-        for (place, told) in begun {
-            let summed = told.recv().map_err(|_| ended())?.map_err(failed)?;
-            values[place.start - start..place.end - start].copy_from_slice(of_type(&summed));
-        }
-        Ok(())
+        let begun = std::mem::take(&mut *locked(&self.begun));
+        begun.into_iter().try_for_each(|(place, told)| {
+            self.summed(&told, &mut values[place.start - start..place.end - start])
+        })
     }
 }

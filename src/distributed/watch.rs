@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// How often it says something.
 const PULSE: Duration = Duration::from_secs(1);
+/// When it has missed so many of them that nobody knows what it is at.
+const QUIET: Duration = Duration::from_secs(3);
 /// How often connections are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -325,8 +327,10 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
         let seconds = silence.as_secs();
         return Some(silent.verdict(&format!("has said nothing for {seconds} s")));
     }
+    // What one is at that has gone quiet is not known: it comes back, or is named for its silence.
+    let is_quiet = active().any(|other| other.last.elapsed() > QUIET.min(silence));
     // Rank 0 alone knows of all.
-    if me.rank > 0 || active().next().is_none() {
+    if me.rank > 0 || is_quiet || active().next().is_none() {
         return None;
     }
     let (stage, since) = {
@@ -353,4 +357,41 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
         }
     };
     Some(Verdict::new(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Two ranks wait for each other, as far as is known; the second was last heard of so long ago.
+    fn judged(seconds: f64) -> Option<String> {
+        let ago = |seconds| Instant::now() - Duration::from_secs_f64(seconds);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let heard = Heard {
+            peer: Peer { rank: 1, host: "there".into() },
+            stream: TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
+            inbox: Inbox::default(),
+            last: ago(seconds),
+            stage: Stage { what: "step 5".into(), waits: true },
+            for_ms: 10_000,
+            is_done: false,
+            has_spoken: false,
+        };
+        let (watch, me) = (Watch::default(), Peer { rank: 0, host: "here".into() });
+        let _waiting = watch.wait();
+        watch.shared.now().since = ago(10.0);
+        let verdict = judge(&watch, &me, &[heard], Duration::from_secs(8));
+        verdict.map(|verdict| verdict.message)
+    }
+
+    #[test]
+    fn who_has_gone_quiet_is_judged_by_that_alone() {
+        let all = "all ranks have waited 8 s for one another, at: step 5";
+        assert_eq!(judged(1.0).unwrap(), all);
+        assert_eq!(judged(3.5), None);
+        assert_eq!(judged(7.5), None);
+        let silent = "rank 1 on there has said nothing for 8 s; it was at: step 5";
+        assert_eq!(judged(8.5).unwrap(), silent);
+    }
 }
