@@ -31,6 +31,8 @@ use training::{BATCHES, batches, trainer};
 
 /// Most that a rank's step may take longer than that of a process that is alone.
 const OVERHEAD: f64 = 0.03;
+/// Steps from which on that is asserted.
+const LEAST: usize = 10;
 /// Numbers of an exchange.
 const LENS: [usize; 6] = [1 << 4, 1 << 10, 1 << 14, 1 << 18, 1 << 21, 1 << 24];
 /// Ranks that agree, and bytes that each has to tell of a pair.
@@ -156,7 +158,8 @@ impl Arguments {
                 json!({ "ranks": world, "bytes": RECORD * self.pairs, "agree_s": took })
             }).collect::<Vec<_>>(),
         }));
-        assert!(ranks > 1 || overhead <= OVERHEAD, "a single rank may cost {OVERHEAD} of a step");
+        let counts = ranks == 1 && self.steps >= LEAST;
+        assert!(!counts || overhead <= OVERHEAD, "a single rank may cost {OVERHEAD} of a step");
         Ok(())
     }
 }

@@ -27,10 +27,10 @@ for line in sys.stdin:
         print(names.get((kind, name), name), message["executable"])'
 }
 cargo test --locked --release --no-run --features cuda --lib --test main --bench ops --bench step \
-    --message-format json >"$to/bin/messages"
+    --bench ranks --message-format json >"$to/bin/messages"
 programs <"$to/bin/messages" | while read -r name path; do strip -o "$to/bin/$name" "$path"; done
 rm "$to/bin/messages"
-for name in tests unit ops step; do
+for name in tests unit ops step ranks; do
     [ -x "$to/bin/$name" ] || { echo "carry.sh: cargo built no $name" >&2; exit 1; }
 done
 cp scripts/gpu_report.sh scripts/peer_wheels.{sh,txt} scripts/{gpu_table,peers}.py "$to/scripts/"

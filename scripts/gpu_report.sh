@@ -5,7 +5,7 @@
 #
 # BINARIES is the folder `bin` that `scripts/carry.sh` filled (default: beside this script's
 # folder). Parts, all of them unless some are named: tests; sanitizer, which is memcheck, racecheck,
-# initcheck and synccheck; bench, which is ops and step; peers, which is peers-ops and peers-step;
+# initcheck and synccheck; bench, which is ops, step and ranks; peers, which is peers-ops and peers-step;
 # pool and loss, which take turns with their peers: ours with each choice of kernels, then all peers,
 # in each of ROUNDS (default "1 2 3"; one at a time is as good). Libraries among the peers are looked for in PEERS
 # (default: the folder `peers` beside BINARIES), which `scripts/peer_wheels.sh install` fills.
@@ -21,12 +21,12 @@ limit=${LIMIT:-540} rounds=${ROUNDS:-1 2 3}
 out=$(realpath -m "$1")
 shift
 bin=$root/bin
-all="tests memcheck racecheck initcheck synccheck ops step pool loss peers-ops peers-step"
+all="tests memcheck racecheck initcheck synccheck ops step ranks pool loss peers-ops peers-step"
 parts=()
 for word in "$@"; do
     case $word in
         sanitizer) parts+=(memcheck racecheck initcheck synccheck) ;;
-        bench) parts+=(ops step) ;;
+        bench) parts+=(ops step ranks) ;;
         peers) parts+=(peers-ops peers-step) ;;
         *)
             if [[ " $all " == *" $word "* ]]; then
@@ -80,16 +80,24 @@ sanitizer=$(command -v compute-sanitizer ||
 find_sanitizer() {
     [ -n "$sanitizer" ] || echo "compute-sanitizer is not found (it is part of the CUDA toolkit)"
 }
-# PyTorch brings cuBLAS where no toolkit is installed.
-if ! ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13'; then
-    wheels=$(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null |
-        sed 's:$:/cu13/lib:')
-    folder=$(IFS=$'\n'; toolkit libcublasLt.so.13 "$cuda/lib64" /usr/local/cuda*/lib64 $wheels)
-    [ -z "$folder" ] || export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-fi
+# PyTorch brings libraries where they are not installed.
+wheels=$(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null)
+# library NAME FOLDER: makes it found where it lies, perhaps in that folder of the wheels.
+library() {
+    local folder
+    ldconfig -p 2>/dev/null | grep -qF "$1" && return
+    folder=$(IFS=$'\n'; toolkit "$1" "$cuda/lib64" /usr/local/cuda*/lib64 \
+        $(sed "s:\$:/$2:" <<<"$wheels"))
+    [ -n "$folder" ] && export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+library libcublasLt.so.13 cu13/lib || no_cublas=1
+library libnccl.so.2 nccl/lib || no_nccl=1
 find_cublas() {
-    [ -n "${folder:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13' ||
+    [ -z "${no_cublas:-}" ] ||
         echo "libcublasLt.so.13 is not found: install CUDA 13's cuBLAS or a PyTorch for CUDA 13"
+}
+find_nccl() {
+    [ -z "${no_nccl:-}" ] || echo "libnccl.so.2 is not found: install nvidia-nccl-cu13 or a PyTorch"
 }
 
 # result NAME STATUS SECONDS NOTE: a line of results.tsv, instead of an older one of that name.
@@ -135,6 +143,7 @@ find_tests() { find_program tests; }
 find_unit() { find_program unit; }
 find_ops() { find_program ops; }
 find_step() { find_program step; }
+find_ranks() { find_program ranks; }
 
 # Names of the tests in a binary that need the GPU, those of the operations alone with `ops`.
 names() {
@@ -212,6 +221,8 @@ for part in "${parts[@]}"; do
         pool) take_turns pool hopper int8 portable ;;
         loss) take_turns loss auto portable ;;
         step) step ;;
+        ranks) needs ranks gpu cublas nccl ranks &&
+            run ranks "$bin/ranks" --device cuda --json "$out/ranks.json" ViT-B-32 1024 1 20 ;;
         peers-*) peers "${part#peers-}" ;;
     esac
 done
@@ -245,7 +256,7 @@ report() {
     for name in $(cut -f1 "$out/results.tsv"); do
         grep -q "^=== $name\$" "$out/log.txt" || continue
         printf '## %s\n\n' "$name"
-        case $name in ops | step-* | *-1) quoted "$name" 100 ;; *) quoted "$name" 30 ;; esac
+        case $name in ops | ranks | step-* | *-1) quoted "$name" 100 ;; *) quoted "$name" 30 ;; esac
     done
 }
 report >"$out/report.md"

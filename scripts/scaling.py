@@ -2,7 +2,7 @@
 """What a training step takes on several ranks: a model, beside what was measured, and what it says
 of GPUs that nobody has tried.
 
-    scaling.py [FOLDER]
+    scaling.py FOLDER
 
 Prints the Markdown tables of docs/scaling.md. FOLDER has what `benches/ranks.rs` wrote
 (benches/runs/2026-11-23-ranks); the order of a step is that of src/train/step.rs.
@@ -172,51 +172,63 @@ def gpus(ranks, heard):
     nodes = -(-ranks // NODE)
     rate = NVLINK if nodes == 1 else NETWORK
     start = START * (1 + math.log2(nodes))
-    # Rank 0 takes a message from each: measured on one machine, without a network.
+    # Rank 0 takes a message from each: measured with all of them on one machine, or at the wire's rate.
     return lambda pairs: Machine(
         RATE, LOSS_RATE, MEMORY, 2,
         lambda size: start + 2 * (ranks - 1) / ranks * size / rate,
         lambda size: HOP * (ranks - 1) + (ranks - 1) * size / rate,
-        max(heard * ranks, RECORD * pairs * ranks / TCP),
+        max(heard(RECORD * pairs), RECORD * pairs / TCP) * ranks,
     )  # fmt: skip
 
 
 def main():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    if folder:
-        names = {"2.json": "one host", "wire-10gbit.json": "two, 10 Gb/s"}
-        names |= {"wire-1gbit.json": "two, 1 Gb/s", "wire-300mbit.json": "two, 0.3 Gb/s"}
-        rows = []
-        for name, what in names.items():
-            record, seconds, parts = measured(folder / name)
-            took = record["among_s"]
-            rows.append([
-                what, f"{1e3 * record['alone_s']:.0f}", f"{1e3 * parts['sums not hidden']:.0f}",
-                f"{1e3 * seconds:.0f}", f"{1e3 * took:.0f}", f"{100 * (seconds / took - 1):+.0f} %",
-            ])  # fmt: skip
-        table(["2 ranks on", "step alone, ms", "sums not hidden, ms", "step, model, ms",
-               "step, measured, ms", "model is off by"], rows)  # fmt: skip
-        record = json.loads((folder / "agree.json").read_text())
-        agreements = record["agreements"]
-        heard = agreements[-1]["agree_s"] / agreements[-1]["ranks"]
-        rows = [[str(a["ranks"]), f"{1e3 * a['agree_s']:.2f}"] for a in agreements]
-        table(["ranks", f"agreement, {agreements[0]['bytes'] / 1e3:.1f} kB each, ms"], rows)
-    else:
-        heard = 25e-6
+    folder = Path(sys.argv[1])
+    names = {"2.json": "one host", "wire-10gbit.json": "two, 10 Gb/s"}
+    names |= {"wire-1gbit.json": "two, 1 Gb/s", "wire-300mbit.json": "two, 0.3 Gb/s"}
+    rows = []
+    for name, what in names.items():
+        record, seconds, parts = measured(folder / name)
+        took = record["among_s"]
+        rows.append([
+            what, f"{1e3 * record['alone_s']:.0f}", f"{1e3 * parts['sums not hidden']:.0f}",
+            f"{1e3 * seconds:.0f}", f"{1e3 * took:.0f}", f"{100 * (seconds / took - 1):+.0f} %",
+        ])  # fmt: skip
+    table(["2 ranks on", "step alone, ms", "sums not hidden, ms", "step, model, ms",
+           "step, measured, ms", "model is off by"], rows)  # fmt: skip
+    little, much = (
+        json.loads((folder / name).read_text())["agreements"] for name in ["1.json", "agree.json"]
+    )
+    head = [f"agreement, {told[0]['bytes'] / 1e3:.1f} kB each, ms" for told in [little, much]]
+    took = lambda told: f"{1e3 * told['agree_s']:.2f}"
+    table(["ranks", *head], [[str(a["ranks"]), took(a), took(b)] for a, b in zip(little, much)])
+    # Of a rank, by what it has to tell.
+    points = [
+        (told[-1]["bytes"], told[-1]["agree_s"] / told[-1]["ranks"]) for told in [little, much]
+    ]
+    heard = lambda size: between(points, size)
     for name, pairs in [("ViT-B-32", 1024), ("ViT-B-16", 512)]:
-        model, rows, first = Model.load(name), [], None
-        for ranks in [1, 8, 64, 512]:
-            parts = step(model, gpus(ranks, heard)(pairs), pairs, ranks)
-            total = sum(parts.values())
-            first = first or total
-            shown = ["towers", "loss", "gathering", "sums not hidden", "agreement"]
-            rows.append([
-                str(ranks), f"{pairs * ranks:,}", *(f"{1e3 * parts.get(p, 0):.1f}" for p in shown),
-                f"{1e3 * total:.1f}", f"{pairs * ranks / total / 1e3:,.0f} k", f"{100 * first / total:.0f} %",
-            ])  # fmt: skip
-        print(f"{name}, {model.parameters() / 1e6:.0f} M parameters, {pairs} pairs a GPU, ms:\n")
-        table(["GPUs", "global batch", "towers, update", "loss", "gathering", "sums not hidden",
-               "agreement", "step", "pairs/s", "efficiency"], rows)  # fmt: skip
+        million = Model.load(name).parameters() / 1e6
+        print(f"{name}, {million:.0f} M parameters, {pairs} pairs a GPU; ms:\n")
+        predict(name, heard, [(ranks, pairs) for ranks in [1, 8, 64, 512]])
+    print("ViT-B-32, 32,768 pairs on all GPUs together; ms:\n")
+    predict("ViT-B-32", heard, [(ranks, 32768 // ranks) for ranks in [8, 64, 512]])
+
+
+def predict(name, heard, shapes):
+    """The table of GPUs and pairs of each."""
+    model, rows, first = Model.load(name), [], None
+    for ranks, pairs in shapes:
+        parts = step(model, gpus(ranks, heard)(pairs), pairs, ranks)
+        total = sum(parts.values())
+        rate = pairs / total
+        first = first or rate
+        shown = ["towers", "loss", "gathering", "sums not hidden", "agreement"]
+        rows.append([
+            str(ranks), f"{pairs * ranks:,}", *(f"{1e3 * parts.get(p, 0):.1f}" for p in shown),
+            f"{1e3 * total:.1f}", f"{rate * ranks / 1e3:,.0f} k", f"{100 * rate / first:.0f} %",
+        ])  # fmt: skip
+    table(["GPUs", "global batch", "towers, update", "loss", "gathering", "sums not hidden",
+           "agreement", "step", "pairs/s", "efficiency"], rows)  # fmt: skip
 
 
 if __name__ == "__main__":
