@@ -124,7 +124,7 @@ fn recipe(model: ClipConfig, objective: Objective, keep: Keep, passes: usize) ->
 }
 
 fn planner<D: Backend>(recipe: Recipe) -> Planner<'static, D> {
-    Planner { recipe, world_size: 1, evaluation: None }
+    Planner { recipe, world_size: 1, lanes: 1, evaluation: None }
 }
 
 #[test]
@@ -168,11 +168,6 @@ fn batch(model: &ClipConfig, pairs: usize, views: usize) -> Batch {
     Batch { images, image_size: side, captions, labels: Vec::new(), samples }
 }
 
-/// Bytes of the device, without what the host holds beside.
-fn on_device(plan: &Plan) -> usize {
-    plan.total() - plan.host_batches - plan.host_checkpoint
-}
-
 /// Three steps, of which the later are matched, allocate what the plan says and no byte more.
 fn trains_as_planned<F: CpuFloat>(objective: Objective, keep: Keep, passes: usize) {
     recipe_trains_as_planned::<F>(&recipe(deep(), objective, keep, passes));
@@ -195,7 +190,7 @@ fn recipe_trains_as_planned<F: CpuFloat>(recipe: &Recipe) -> Plan {
     let pixels = 3 * recipe.model.vision_cfg.image_size().pow(2);
     let batch = objective.views() * PAIRS * passes * pixels * size_of::<f32>();
     assert_eq!(plan.host_batches, 5 * batch, "{objective}");
-    assert_eq!(device.allocated(), on_device(&plan), "{objective} {keep:?} {passes}");
+    assert_eq!(device.allocated(), plan.allocated(), "{objective} {keep:?} {passes}");
     let mut state = State::default();
     trainer.save(&mut state).unwrap();
     let saved: usize = state.tensors.values().map(|tensor| 4 * tensor.values.len()).sum();

@@ -238,7 +238,7 @@ pub fn recipe(objective: Objective, shard_pool: bool) -> Recipe {
 
 fn plan(recipe: &Recipe, world_size: usize) -> Plan {
     let planner: Planner<'_, Cpu<f32>> =
-        Planner { recipe: recipe.clone(), world_size, evaluation: None };
+        Planner { recipe: recipe.clone(), world_size, lanes: world_size, evaluation: None };
     planner.plan().unwrap()
 }
 
@@ -264,8 +264,7 @@ fn train(recipe: &Recipe, comm: ThreadsComm) -> Trained {
         told.push((report.loss.to_bits(), matches));
     }
     let plan = plan(recipe, part.of);
-    let on_device = plan.total() - plan.host_batches - plan.host_checkpoint;
-    assert_eq!(device.allocated(), on_device, "{}, {part:?}", recipe.step.objective);
+    assert_eq!(device.allocated(), plan.allocated(), "{}, {part:?}", recipe.step.objective);
     let mut state = State::default();
     if part.number == 0 {
         trainer.save(&mut state).unwrap();

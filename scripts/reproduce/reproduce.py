@@ -107,14 +107,14 @@ def runs():
     settings = ["k1", "pool-50", "plain", "guarded", "k3", "pool-10"]
     compared = [*(f"roclip-{setting}" for setting in settings), "safeclip", "cyclip"]
     # Of the mixed data 1 % is targeted and 0.5 % BadNets.
-    rates = ["targeted-0.05", "targeted-0.2", "targeted-0.5", "badnets-0.05", "badnets-0.2"]
+    rates = ["targeted-0.2", "targeted-0.05", "badnets-0.05", "targeted-0.5", "badnets-0.2"]
     return [
         *of(headline, ["mixed"], [0]),
         *of(["clip-aug"], ["clean"], [0]),
         *of(headline, ["mixed"], [1, 2]),
         *of(compared, ["mixed"], [0]),
-        *of(["clip-aug"], ["clean"], [1, 2]),
         *of(["clip", "roclip", "quarantine"], rates, [0]),
+        *of(["clip-aug"], ["clean"], [1, 2]),
         *of([m for m in METHODS if m not in headline], ["mixed"], [0]),
         *of(["quarantine-plain", "quarantine-by-clip"], ["mixed"], [0]),
         *of(["clip"], ["clean"], [0]),

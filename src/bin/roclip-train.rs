@@ -174,7 +174,7 @@ fn train<D: Backend, C: Communicator<D>>(
     let pool_rows = if has_pool { args.objective.pool_size().resolve(pairs as usize)? } else { 0 };
     let recipe = recipe(args, &config, (adamw, decay), pool_rows, steps_per_epoch);
     let embeds = evaluation.is_some() || separates(args);
-    let planner = planner::<D>(recipe.clone(), world_size, embeds);
+    let planner = planner::<D>(recipe.clone(), (world_size, lanes), embeds);
     device.memory().map_or(Ok(()), |memory| planner.check(memory))?;
     let weights = match pretrained {
         Some(pretrained) => pretrained.weights(&device)?,
@@ -268,10 +268,14 @@ fn separates(args: &Args) -> bool {
     matches!(args.objective.objective, Objective::SafeClip(_))
 }
 
-fn planner<D: Device>(recipe: Recipe, world_size: usize, embeds: bool) -> Planner<'static, D> {
+fn planner<D: Device>(
+    recipe: Recipe,
+    (world_size, lanes): (usize, usize),
+    embeds: bool,
+) -> Planner<'static, D> {
     let room = |device: &_, model: &_| EmbedderRoom::new(device, model).map(drop);
     let evaluation = embeds.then(|| -> Box<EvaluationRoom<'_, D>> { Box::new(room) });
-    Planner { recipe, world_size, evaluation }
+    Planner { recipe, world_size, lanes, evaluation }
 }
 
 /// What `--plan` prints. Nothing is allocated, and no more is read than the number of pairs.
@@ -292,7 +296,8 @@ fn plan<D: Backend>(
         }
     };
     let recipe = recipe(args, &model, (adamw, decay), pool_rows, 1);
-    planner(recipe, world_size, embeds).report(device)
+    let lanes = args.data.lanes.unwrap_or(world_size);
+    planner(recipe, (world_size, lanes), embeds).report(device)
 }
 
 /// What is measured during training.

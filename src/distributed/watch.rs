@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// How often it says something.
 const PULSE: Duration = Duration::from_secs(1);
-/// When it has missed so many of them that nobody knows what it is at.
-const QUIET: Duration = Duration::from_secs(3);
 /// How often connections are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -218,8 +216,9 @@ struct Heard {
 }
 
 impl Heard {
+    /// As it said itself: one that says nothing may be at something else by now.
     fn stuck_for(&self) -> Duration {
-        Duration::from_millis(self.for_ms) + self.last.elapsed()
+        Duration::from_millis(self.for_ms)
     }
 
     /// Takes in what has come. What it says of an end is the verdict.
@@ -327,10 +326,8 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
         let seconds = silence.as_secs();
         return Some(silent.verdict(&format!("has said nothing for {seconds} s")));
     }
-    // What one is at that has gone quiet is not known: it comes back, or is named for its silence.
-    let is_quiet = active().any(|other| other.last.elapsed() > QUIET.min(silence));
     // Rank 0 alone knows of all.
-    if me.rank > 0 || is_quiet || active().next().is_none() {
+    if me.rank > 0 || active().next().is_none() {
         return None;
     }
     let (stage, since) = {
@@ -338,23 +335,22 @@ fn judge(watch: &Watch, me: &Peer, others: &[Heard], patience: Duration) -> Opti
         (now.stage(), now.since.elapsed())
     };
     let mine = (me, &stage, since);
-    let mut all =
-        active().map(|other| (&other.peer, &other.stage, other.stuck_for())).chain([mine]);
-    if !all.clone().any(|(_, stage, since)| stage.waits && since > patience) {
-        return None;
-    }
-    let seconds = patience.as_secs();
+    let all = active().map(|other| (&other.peer, &other.stage, other.stuck_for())).chain([mine]);
+    let (waiting, busy): (Vec<_>, Vec<_>) = all.partition(|(_, stage, _)| stage.waits);
+    let for_long = |&&(_, _, since): &&(_, _, Duration)| since > patience;
+    let waited = waiting.iter().filter(for_long).count();
     // Whoever has been at it longest without waiting is whom the others wait for.
-    let busy = all.clone().filter(|(_, stage, _)| !stage.waits).max_by_key(|(_, _, since)| *since);
-    let message = match busy {
-        Some((peer, stage, since)) => format!(
+    let longest = busy.iter().filter(for_long).max_by_key(|(_, _, since)| *since);
+    let seconds = patience.as_secs();
+    let message = match longest {
+        Some((peer, stage, since)) if waited > 0 => format!(
             "{peer} has been at this for {} s, and others have waited {seconds} s for it: {stage}",
             since.as_secs()
         ),
-        None => {
-            let (_, stage, _) = all.next()?;
+        None if busy.is_empty() && waited == waiting.len() => {
             format!("all ranks have waited {seconds} s for one another, at: {stage}")
         }
+        _ => return None,
     };
     Some(Verdict::new(message))
 }
@@ -364,34 +360,37 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// Two ranks wait for each other, as far as is known; the second was last heard of so long ago.
-    fn judged(seconds: f64) -> Option<String> {
-        let ago = |seconds| Instant::now() - Duration::from_secs_f64(seconds);
+    /// Two ranks wait for each other, as far as is known: the first for 10 s, the second for
+    /// `said` when it was last heard of, so long ago.
+    fn judged(said: u64, ago: u64) -> Option<String> {
+        let before = |seconds| Instant::now() - Duration::from_secs(seconds);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let heard = Heard {
             peer: Peer { rank: 1, host: "there".into() },
             stream: TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
             inbox: Inbox::default(),
-            last: ago(seconds),
+            last: before(ago),
             stage: Stage { what: "step 5".into(), waits: true },
-            for_ms: 10_000,
+            for_ms: 1000 * said,
             is_done: false,
             has_spoken: false,
         };
         let (watch, me) = (Watch::default(), Peer { rank: 0, host: "here".into() });
+        watch.enter("step 6");
         let _waiting = watch.wait();
-        watch.shared.now().since = ago(10.0);
+        watch.shared.now().since = before(10);
         let verdict = judge(&watch, &me, &[heard], Duration::from_secs(8));
         verdict.map(|verdict| verdict.message)
     }
 
+    /// What a rank was at says nothing of what it is at: it may have been cut off since.
     #[test]
     fn who_has_gone_quiet_is_judged_by_that_alone() {
-        let all = "all ranks have waited 8 s for one another, at: step 5";
-        assert_eq!(judged(1.0).unwrap(), all);
-        assert_eq!(judged(3.5), None);
-        assert_eq!(judged(7.5), None);
+        let all = "all ranks have waited 8 s for one another, at: step 6";
+        assert_eq!(judged(9, 1).unwrap(), all);
+        assert_eq!(judged(7, 1), None);
+        assert_eq!(judged(7, 7), None);
         let silent = "rank 1 on there has said nothing for 8 s; it was at: step 5";
-        assert_eq!(judged(8.5).unwrap(), silent);
+        assert_eq!(judged(7, 9).unwrap(), silent);
     }
 }

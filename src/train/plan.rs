@@ -33,6 +33,8 @@ pub struct Plan {
     pub evaluation: usize,
     /// On the host: batches that are read ahead.
     pub host_batches: usize,
+    /// On the host: gradients on their way to other ranks, where these are CPUs.
+    pub host_sums: usize,
     /// On the host: a checkpoint while it is read (writing takes less): the file and its content.
     pub host_checkpoint: usize,
     /// Whether the device's memory is the host's.
@@ -42,8 +44,13 @@ pub struct Plan {
 impl Plan {
     /// What comes from the device's memory.
     pub fn total(&self) -> usize {
-        let host = if self.on_host { self.host_batches + self.host_checkpoint } else { 0 };
-        host + self.device_rows().iter().map(|(_, bytes)| bytes).sum::<usize>()
+        let host = self.host_rows().iter().map(|(_, bytes)| bytes).sum::<usize>();
+        self.allocated() + if self.on_host { host } else { 0 }
+    }
+
+    /// What the trainer allocates on the device.
+    pub fn allocated(&self) -> usize {
+        self.device_rows().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// [`Plan::total`] as `1.5 GiB`.
@@ -63,6 +70,14 @@ impl Plan {
             ("evaluation", self.evaluation),
         ]
     }
+
+    fn host_rows(&self) -> [(&'static str, usize); 3] {
+        [
+            ("batches read ahead", self.host_batches),
+            ("sums over ranks", self.host_sums),
+            ("checkpoint, when read", self.host_checkpoint),
+        ]
+    }
 }
 
 impl fmt::Display for Plan {
@@ -71,16 +86,13 @@ impl fmt::Display for Plan {
             writeln!(f, "{name:24} {bytes:>16} {:>12}", readable(bytes as u64))
         };
         self.device_rows().iter().try_for_each(|&(name, bytes)| row(name, bytes))?;
-        let host = [
-            ("batches read ahead", self.host_batches),
-            ("checkpoint, when read", self.host_checkpoint),
-        ];
+        let host = self.host_rows().into_iter().filter(|(_, bytes)| *bytes > 0);
         if self.on_host {
-            host.iter().try_for_each(|&(name, bytes)| row(name, bytes))?;
+            host.clone().try_for_each(|(name, bytes)| row(name, bytes))?;
         }
         row("total", self.total())?;
         if !self.on_host {
-            host.iter().try_for_each(|&(name, bytes)| row(&format!("host: {name}"), bytes))?;
+            host.clone().try_for_each(|(name, bytes)| row(&format!("host: {name}"), bytes))?;
         }
         Ok(())
     }
@@ -103,6 +115,8 @@ pub struct Planner<'a, D: Device> {
     pub recipe: Recipe,
     /// Number of processes.
     pub world_size: usize,
+    /// Parts that an epoch's shards are cut into, for all of them.
+    pub lanes: usize,
     /// `None`: nothing is evaluated.
     pub evaluation: Option<Box<EvaluationRoom<'a, D>>>,
 }
@@ -138,6 +152,9 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace> Planner<'_, D> {
         let rooms = trainer.pictures.buffers().iter().map(|buffer| buffer.bytes());
         let (grads, batch) = (trainer.grads.bytes(), rooms.sum::<usize>());
         let pictures = recipe.step.rows() * recipe.step.accum_freq;
+        // A rank with several lanes has batches of each, and those that it makes of them.
+        let each = if self.lanes > self.world_size { 2 } else { 1 };
+        let side = recipe.model.vision_cfg.image_size();
         let saved = 3 * params + pool_rows * (recipe.model.embed_dim + 4);
         Ok(Plan {
             weights,
@@ -148,11 +165,8 @@ impl<D: ContrastiveWorkspace + CyclicWorkspace> Planner<'_, D> {
             loss: device.take() - grads - batch,
             batch,
             evaluation,
-            host_batches: BATCHES
-                * pictures
-                * 3
-                * recipe.model.vision_cfg.image_size().pow(2)
-                * size_of::<f32>(),
+            host_batches: BATCHES * each * pictures * 3 * side * side * size_of::<f32>(),
+            host_sums: if D::ON_HOST && self.world_size > 1 { grads } else { 0 },
             host_checkpoint: 2 * saved * size_of::<f32>(),
             on_host: D::ON_HOST,
         })
