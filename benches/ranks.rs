@@ -82,7 +82,6 @@ impl Arguments {
                 let gpu = Gpu::new(card)?.with_kernels(self.flags.kernels.into());
                 self.on(&gpu, comm)
             }
-            #[allow(unreachable_patterns, reason = "with all features but sim there is none")]
             other => {
                 let needs = "--device cpu needs the feature mpi, cuda the feature cuda";
                 Err(Error::Device(format!("{other:?} has no ranks here: {needs}")))

@@ -283,6 +283,11 @@ impl<'a, D: Device, T: Element> ViewMut<'a, D, T> {
         Self { buf, offset: range.start, len: range.end - range.start }
     }
 
+    /// The same, for a while.
+    pub fn reborrow(&mut self) -> ViewMut<'_, D, T> {
+        ViewMut { buf: self.buf, offset: self.offset, len: self.len }
+    }
+
     /// The same for reading.
     pub fn view(&self) -> View<'_, D, T> {
         View { buf: self.buf, offset: self.offset, len: self.len }

@@ -153,7 +153,7 @@ impl BatchNorm {
         let mut rows = x.len / (pair / 2);
         let mut dresidual = dresidual;
         let (masked, sums) =
-            (dresidual.as_mut().map(|d| d.part(0, 1)), first_mut(&mut d.sums, pair));
+            (dresidual.as_mut().map(ViewMut::reborrow), first_mut(&mut d.sums, pair));
         let tables = self.gain_bias.grad(pass.grads);
         batchnorm::backward_sums(device, x, stats, y, dy, masked, sums, tables)?;
         if norms.statistics == Statistics::Batch {

@@ -21,7 +21,7 @@ fn gradients<D: Backend>(
     dtables: ViewMut<'_, D, D::Acc>,
 ) {
     let mut sums = filled::<D, D::Acc>(device, f64::NAN, dtables.len);
-    let (masked, to) = (dresidual.as_mut().map(|d| d.part(0, 1)), ViewMut::all(&mut sums));
+    let (masked, to) = (dresidual.as_mut().map(ViewMut::reborrow), ViewMut::all(&mut sums));
     batchnorm::backward_sums(device, x, stats.1, y, dy, masked, to, dtables).unwrap();
     let (y, dy) = match &dresidual {
         Some(dresidual) => (None, dresidual.view()),

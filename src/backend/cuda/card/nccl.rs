@@ -235,7 +235,7 @@ impl Communicator<Gpu<Card>> for Nccl {
         mut values: ViewMut<'_, Gpu<Card>, f32>,
     ) -> Result<()> {
         // In one stream with those that are under way.
-        self.begin_sum(device, values.part(0, 1))?;
+        self.begin_sum(device, values.reborrow())?;
         self.end_sums(device, values)
     }
 
