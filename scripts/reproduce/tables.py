@@ -117,6 +117,7 @@ ACCUSERS = [
     ("RoCLIP as published", "roclip", "mixed"),
     ("CLIP, augmented", "clip-aug", "mixed"),
     ("CLIP", "clip", "mixed"),
+    ("RoCLIP, without augmentation", "roclip-plain", "mixed"),
     ("SafeCLIP", "safeclip", "mixed"),
     ("CLIP, augmented, after quarantine", "quarantine", "mixed"),
     ("CLIP, augmented, clean data", "clip-aug", "clean"),
