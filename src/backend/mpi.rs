@@ -93,16 +93,27 @@ impl Mpi {
         self.world.size() as usize
     }
 
+    /// The smallest spare room that is enough. Steps sum the same places, so that after the first
+    /// one there is as much of it as gradients.
+    fn room<F: CpuFloat>(&self, len: usize) -> Vec<F> {
+        let mut spare = locked(&self.spare);
+        let capacity = |room: &Values| room.downcast_ref::<Vec<F>>().map_or(0, Vec::capacity);
+        let enough = (0..spare.len()).filter(|&n| capacity(&spare[n]) >= len);
+        match enough.min_by_key(|&n| capacity(&spare[n])) {
+            Some(n) => *spare.swap_remove(n).downcast().expect("a run has one type"),
+            None => Vec::with_capacity(len),
+        }
+    }
+
     /// Has the thread sum values over ranks, behind all that it was asked for before.
     fn sum<F: CpuFloat + MpiDatatype>(&self, from: &[F]) -> Result<Receiver<Summed>> {
-        let spare = locked(&self.spare).pop().and_then(|spare| spare.downcast().ok());
-        let mut values: Box<Vec<F>> = spare.unwrap_or_default();
+        let mut values = self.room::<F>(from.len());
         values.clear();
         values.extend_from_slice(from);
         let (tell, told) = channel();
         let job: Job = Box::new(move |world| {
             let summed = world.allreduce_inplace(&mut values, ReduceOp::Sum);
-            let _ = tell.send(summed.map(|()| values as Values));
+            let _ = tell.send(summed.map(|()| Box::new(values) as Values));
         });
         let jobs = self.jobs.as_ref().expect("open until it is dropped");
         jobs.send(job).map_err(|_| ended())?;
