@@ -8,6 +8,7 @@ use crate::common::shards::{members, tar};
 use crate::run::{Bench, assert_same, text};
 use roclip::flow::State;
 use roclip::rng::{Domain, Rng};
+use serde_json::{Value, json};
 use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -78,6 +79,16 @@ impl Ranks {
     fn spawn(&self, name: &str, ranks: usize, more: &[&str]) -> Child {
         let mut command = self.command(name, ranks, more);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The model with CLIP's ResNet as its image tower.
+    fn resnet(&self) -> String {
+        let (from, to) = (self.bench.path("model.json"), self.bench.path("resnet.json"));
+        let mut model: Value = serde_json::from_slice(&fs::read(from).unwrap()).unwrap();
+        model["vision_cfg"] =
+            json!({ "image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32 });
+        fs::write(&to, model.to_string()).unwrap();
+        to.to_str().unwrap().to_owned()
     }
 
     fn losses(&self, name: &str) -> Vec<f64> {
@@ -167,7 +178,7 @@ fn roclip_learns_the_same_on_any_number_of_ranks() {
 #[test]
 fn norms_see_the_same_on_any_number_of_ranks() {
     let ranks = Ranks::new();
-    let model = ranks.bench.resnet_model();
+    let model = ranks.resnet();
     same_on_any_number(&ranks, &["--objective", "clip", "--use-bn-sync", "--model", &model], 16.0);
 }
 

@@ -9,7 +9,7 @@ use crate::detect::records::matches;
 use roclip::checkpoint::file;
 use roclip::flow::State;
 use roclip::rng::{Domain, Rng};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -73,16 +73,6 @@ impl Bench {
     pub fn deep_model(&self) -> String {
         let path = self.path("deep.json");
         fs::write(&path, MODEL.replace("\"layers\": 1", "\"layers\": 3")).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-
-    /// The model with CLIP's ResNet as its image tower.
-    pub fn resnet_model(&self) -> String {
-        let path = self.path("resnet.json");
-        let mut model: Value = serde_json::from_str(MODEL).unwrap();
-        model["vision_cfg"] =
-            json!({ "image_size": 32, "layers": [1, 1, 1, 1], "width": 4, "head_width": 32 });
-        fs::write(&path, model.to_string()).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
