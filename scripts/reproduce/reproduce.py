@@ -105,7 +105,8 @@ def runs():
     of = lambda methods, data, seeds: [(m, d, s) for s in seeds for d in data for m in methods]
     headline = ["clip", "roclip", "clip-aug", "quarantine"]
     settings = ["k1", "pool-50", "plain", "guarded", "k3", "pool-10"]
-    compared = [*(f"roclip-{setting}" for setting in settings), "safeclip", "cyclip"]
+    settings = [f"roclip-{setting}" for setting in settings]
+    compared = [*settings, "safeclip", "cyclip", "quarantine-plain"]
     # Of the mixed data 1 % is targeted and 0.5 % BadNets.
     rates = ["targeted-0.2", "targeted-0.05", "badnets-0.05", "targeted-0.5", "badnets-0.2"]
     return [
@@ -116,7 +117,7 @@ def runs():
         *of(["clip", "roclip", "quarantine"], rates, [0]),
         *of(["clip-aug"], ["clean"], [1, 2]),
         *of([m for m in METHODS if m not in headline], ["mixed"], [0]),
-        *of(["quarantine-plain", "quarantine-by-clip"], ["mixed"], [0]),
+        *of(["quarantine-by-clip"], ["mixed"], [0]),
         *of(["clip"], ["clean"], [0]),
     ]
 
