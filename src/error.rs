@@ -3,7 +3,7 @@
 //! Input that may happen is an [`Error`]; what cannot happen is an assertion. A bad *pair* is
 //! neither: it is skipped and written to the ledger ([`crate::data::ledger`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -24,7 +24,7 @@ pub enum Error {
     },
 
     /// The operating system refused something.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(path))]
     Io {
         /// What was attempted: "open", "read", "rename".
         action: &'static str,
@@ -56,7 +56,7 @@ pub enum Error {
 
     /// A file that is not a shard (checkpoint, vocabulary, class list) does not hold what it
     /// should.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     Format {
         /// The file.
         path: PathBuf,
@@ -100,6 +100,36 @@ pub fn redact(text: &str) -> String {
         words.map(redact_word).collect::<String>()
     });
     patterns.collect::<Vec<_>>().join("::")
+}
+
+/// A text from data as a terminal or a page may show it: what could move the cursor, change colours
+/// or turn the direction of writing is spelled out.
+pub fn printable(text: &str) -> String {
+    spelled_out(text, &[])
+}
+
+/// Lines of ours with words from data in them: as [`printable`], but lines and columns stay.
+pub fn printable_lines(text: &str) -> String {
+    spelled_out(text, &['\n', '\t'])
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
+
+fn spelled_out(text: &str, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let is_format = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..);
+        if (c.is_control() || is_format) && !kept.contains(&c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// A word as a shell reads it back.
@@ -152,5 +182,16 @@ mod tests {
         ] {
             assert_eq!(redact(text), shown);
         }
+    }
+
+    #[test]
+    fn nothing_reaches_the_terminal_but_text() {
+        let hostile = "a\u{1b}[31mred\r\n\t\u{7}\u{9b}2J\u{202e}gpj\u{2066}\u{200b}\u{e0041}é 猫";
+        let shown = printable(hostile);
+        assert_eq!(
+            shown,
+            "a\\u{1b}[31mred\\r\\n\\t\\u{7}\\u{9b}2J\\u{202e}gpj\\u{2066}\\u{200b}\\u{e0041}é 猫"
+        );
+        assert_eq!(printable_lines("a\u{1b}\tb\n\u{200b}"), "a\\u{1b}\tb\n\\u{200b}");
     }
 }

@@ -4,7 +4,7 @@
 
 mod objectives;
 
-use crate::common::shards::write_shards;
+use crate::common::shards::{members, tar, write_shards};
 use crate::detect::records::matches;
 use roclip::checkpoint::file;
 use roclip::flow::State;
@@ -370,6 +370,12 @@ fn accumulation_leaves_the_contrastive_result_unchanged() {
 #[test]
 fn non_finite_steps_change_nothing_and_stop_the_run() {
     let bench = Bench::new();
+    // Keys that would colour a terminal and forge lines of the log.
+    for shard in 0..2 {
+        let mut members = members(20 * shard, 20 * shard + 20);
+        members.iter_mut().for_each(|(name, _)| name.insert_str(0, "\u{1b}[31m\n"));
+        fs::write(bench.path(&format!("{shard:02}.tar")), tar(&members)).unwrap();
+    }
     let output = bench
         .command("wild", &["--lr", "1e30", "--warmup", "0", "--objective", "clip"])
         .output()
@@ -377,6 +383,8 @@ fn non_finite_steps_change_nothing_and_stop_the_run() {
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     let told = text(&output);
     assert!(told.contains("(3 of 3 in a row)") && told.contains("Lower --lr"), "{told}");
+    let log = fs::read_to_string(bench.folder("wild").join("out.log")).unwrap();
+    assert!(!(told + &log).contains('\u{1b}') && log.contains(".tar:\\u{1b}[31m\\n0000"), "{log}");
     let refused = bench.lines("wild", "nonfinite.jsonl");
     assert_eq!(refused.len(), 3);
     let stepped = bench.lines("wild", "metrics.jsonl").len();
@@ -384,7 +392,7 @@ fn non_finite_steps_change_nothing_and_stop_the_run() {
         matches(&bench.folder("wild")).iter().map(|(_, bytes)| bytes.len() / 24).max().unwrap();
     assert_eq!(told, 256 / 24 + 8 * stepped, "a refused step is told of nowhere else");
     let first = refused[0]["samples"][0].as_str().unwrap();
-    assert!(first.contains(".tar:0000"), "{first}");
+    assert!(first.contains(".tar:\u{1b}[31m\n0000"), "{first}");
     let saved = fs::read_dir(bench.folder("wild").join("checkpoints")).unwrap().flatten();
     for checkpoint in saved {
         let state = file::read(&checkpoint.path()).unwrap();

@@ -26,9 +26,9 @@ use crate::data::ledger::Reason;
 use crate::data::raw::each_sample;
 use crate::data::sample::Captions;
 use crate::data::source::{Shard, list_shards};
-use crate::data::tools::{Progress, Report, list_counts, printable, refuse_folder_of};
+use crate::data::tools::{Progress, Report, list_counts, refuse_folder_of};
 use crate::data::writer::{ShardWriter, WriterOptions, Written};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::rng::{Domain, Rng};
 
 /// What was written.

@@ -1,15 +1,13 @@
 //! `roclip-detect`: accuses the pairs that a run was trained on. Flags become options; the work is
 //! in [`roclip::detect`].
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use roclip::backend::Backend;
-use roclip::config::{DeviceName, NetworkArgs, Work, cores, loader_of_run};
+use roclip::config::{ComputeArgs, NetworkArgs, Work, loader_of_run, refused, say};
 use roclip::data::loader::LoaderConfig;
-use roclip::data::tools::printable;
 use roclip::detect::cluster::ClusterOptions;
 use roclip::detect::common::CommonOptions;
 use roclip::detect::density::DensityOptions;
@@ -59,36 +57,14 @@ struct Cli {
     /// Chooses which pairs are compared
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pairs computed at a time
-    #[arg(long, default_value_t = 64, value_name = "PAIRS")]
-    batch_size: usize,
-    /// Threads that decode pictures
-    #[arg(long, default_value_t = 4, value_name = "THREADS")]
-    workers: usize,
-    /// Threads that compare pairs, and of the CPU engine [default: all cores]
-    #[arg(long, value_name = "THREADS")]
-    threads: Option<usize>,
-    /// Device that computes features
-    #[arg(long, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda|cuda:N")]
-    device: DeviceName,
+    #[command(flatten)]
+    compute: ComputeArgs,
     #[command(flatten)]
     network: NetworkArgs,
 }
 
 fn main() -> ExitCode {
-    let outcome = run(&Cli::parse());
-    outcome.map_or_else(
-        |error| {
-            eprintln!("roclip-detect: {}", printable(&error.to_string()));
-            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-        },
-        |()| ExitCode::SUCCESS,
-    )
-}
-
-/// What was found, to whoever reads it; a reader that has seen enough, as `head`, is no failure.
-fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    run(&Cli::parse()).map_or_else(|error| refused("roclip-detect", &error), |()| ExitCode::SUCCESS)
 }
 
 fn run(args: &Cli) -> Result<()> {
@@ -98,7 +74,7 @@ fn run(args: &Cli) -> Result<()> {
         Some(features) => features.clone(),
         None => {
             let features = output.join("features");
-            args.device.run(args.threads, Embed { args, out: &features })?;
+            args.compute.run(Embed { args, out: &features })?;
             features
         }
     };
@@ -117,8 +93,7 @@ fn options(args: &Cli) -> Result<DetectOptions> {
         };
         (got >= least).then_some(got).ok_or_else(wrong)
     };
-    at_least("--batch-size", args.batch_size, 1)?;
-    at_least("--workers", args.workers, 1)?;
+    args.compute.check()?;
     let neighbours = at_least("--neighbours", args.neighbours, 1)?;
     Ok(DetectOptions {
         density: DensityOptions {
@@ -134,7 +109,7 @@ fn options(args: &Cli) -> Result<DetectOptions> {
         common: CommonOptions { seed: args.seed, ..CommonOptions::default() },
         by: args.by.clone(),
         top: args.top,
-        threads: at_least("--threads", args.threads.unwrap_or_else(cores), 1)?,
+        threads: args.compute.threads(),
     })
 }
 
@@ -156,7 +131,7 @@ fn embed<D: Backend>(device: &D, args: &Cli, out: &Path) -> Result<()> {
     let model = Model::open(&args.run, &Options::default())?;
     let loader = LoaderConfig {
         source: args.network.options()?,
-        workers: args.workers,
+        workers: args.compute.workers,
         ..loader_of_run(&args.run, args.shards.as_deref())?
     };
     let options = EmbedOptions {
@@ -165,7 +140,7 @@ fn embed<D: Backend>(device: &D, args: &Cli, out: &Path) -> Result<()> {
         normalize: false,
         thumbnails: true,
         overwrite: true,
-        batch_size: args.batch_size,
+        batch_size: args.compute.batch_size,
     };
     let embedded = embed::shards(device, &model, loader, &options)?;
     say(format!("{} rows; {}", embedded.rows, embedded.tally));

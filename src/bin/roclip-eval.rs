@@ -1,15 +1,12 @@
 //! `roclip-eval`: measures a model. Flags become options; the work is in [`roclip::eval`].
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use roclip::backend::Backend;
-use roclip::config::{DeviceName, NetworkArgs, Work, cores};
+use roclip::config::{ComputeArgs, FieldArgs, NetworkArgs, WeightsArgs, Work, refused, say};
 use roclip::data::loader::LoaderConfig;
-use roclip::data::sample::{Captions, Fields, Labels};
-use roclip::data::tools::printable;
 use roclip::encode::{Clip, ClipConfig, Embedder, Keep};
 use roclip::error::redact;
 use roclip::eval::attack::Attacks;
@@ -18,7 +15,7 @@ use roclip::eval::prompts::Prompts;
 use roclip::eval::results::{self, ATTACK_SUCCESS, Metric, Record};
 use roclip::eval::retrieval::Retrieval;
 use roclip::eval::{Templates, ZeroShot};
-use roclip::interop::{Model, Options};
+use roclip::interop::Model;
 use roclip::{Error, Result};
 use serde_json::Value;
 
@@ -30,13 +27,8 @@ use serde_json::Value;
 struct Args {
     /// The model: a run's directory, a checkpoint, a directory or file of open_clip or transformers
     model_path: PathBuf,
-    /// Built-in model or JSON file in open_clip's form [default: the configuration beside the
-    /// weights, or what their shapes tell]
-    #[arg(long, value_name = "NAME|FILE")]
-    model: Option<String>,
-    /// The activation is OpenAI's QuickGELU, which leaves no trace in the weights
-    #[arg(long)]
-    quick_gelu: bool,
+    #[command(flatten)]
+    weights: WeightsArgs,
     /// Classify test/*.tar of this directory in CLIP_benchmark's layout by the captions of its
     /// classnames.txt; may be given several times, as the next two
     #[arg(long, value_name = "DIR")]
@@ -69,24 +61,10 @@ struct Args {
     /// Write the results as JSON; where the name has {dataset} or {task}, a file for each
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Pictures computed at a time
-    #[arg(long, default_value_t = 64, value_name = "PICTURES")]
-    batch_size: usize,
-    /// Threads that decode pictures
-    #[arg(long, default_value_t = 4, value_name = "THREADS")]
-    workers: usize,
-    /// Threads of the CPU engine, and of the probe [default: all cores]
-    #[arg(long, value_name = "THREADS")]
-    threads: Option<usize>,
-    /// Device that computes
-    #[arg(long, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda|cuda:N")]
-    device: DeviceName,
-    /// Extensions that hold the picture, in order of preference
-    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
-    image_key: String,
-    /// Extensions that hold the captions
-    #[arg(long, default_value = "txt", value_name = "EXTS")]
-    text_key: String,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    fields: FieldArgs,
     #[command(flatten)]
     network: NetworkArgs,
 }
@@ -102,10 +80,6 @@ enum TemplatesName {
 }
 
 impl Args {
-    fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(cores)
-    }
-
     fn templates(&self) -> Templates {
         match self.templates {
             TemplatesName::Folder => Templates::Folder,
@@ -125,25 +99,19 @@ impl Args {
             Some(penalty) if !penalty.is_finite() || penalty < 0.0 => {
                 wrong("--penalty", penalty.to_string(), "a finite number, 0 or above")
             }
-            _ if self.batch_size == 0 => wrong("--batch-size", "0".into(), "1 or more"),
-            _ => Ok(()),
+            _ => self.compute.check(),
         }
     }
 }
 
 fn main() -> ExitCode {
-    match start(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("roclip-eval: {}", printable(&error.to_string()));
-            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-        }
-    }
+    start(&Args::parse())
+        .map_or_else(|error| refused("roclip-eval", &error), |()| ExitCode::SUCCESS)
 }
 
 fn start(args: &Args) -> Result<()> {
     args.check()?;
-    args.device.run(args.threads, args)
+    args.compute.run(args)
 }
 
 impl Work for &Args {
@@ -156,21 +124,19 @@ impl Work for &Args {
 
 /// Opens everything, so that what is wrong is told before anything is computed; then measures.
 fn evaluate<D: Backend>(device: &D, args: &Args) -> Result<()> {
-    let options = Options { model: args.model.clone(), quick_gelu: args.quick_gelu };
-    let model = Model::open(&args.model_path, &options)?;
+    let model = Model::open(&args.model_path, &args.weights.options())?;
     if !args.zeroshot.is_empty() || !args.retrieval.is_empty() {
         model.check_vocabulary("--zeroshot, --retrieval", ", or --probe alone")?;
     }
-    let captions = Captions::Text(args.text_key.clone());
     let base = model.evaluation(LoaderConfig {
         source: args.network.options()?,
-        batch_size: args.batch_size,
-        workers: args.workers,
-        fields: Fields { image_key: args.image_key.clone(), captions, labels: Labels::None },
+        batch_size: args.compute.batch_size,
+        workers: args.compute.workers,
+        fields: args.fields.fields(),
         ..LoaderConfig::default()
     });
     let tasks = Tasks::open(args, &base)?;
-    let mut clip = Clip::new(device, &model.config, args.batch_size, Keep::Inputs)?;
+    let mut clip = Clip::new(device, &model.config, args.compute.batch_size, Keep::Inputs)?;
     let weights = model.weights(device)?;
     let mut report = Report {
         model: name_of(&model.config),
@@ -255,7 +221,7 @@ impl Tasks {
         }
         let options = ProbeOptions {
             penalty: args.penalty,
-            threads: args.threads(),
+            threads: args.compute.threads(),
             ..ProbeOptions::default()
         };
         for (name, set) in &self.probe {
@@ -279,11 +245,6 @@ impl Report {
         say(&record);
         self.records.push(record);
     }
-}
-
-/// What was found, to whoever reads it; a reader that has seen enough, as `head`, is no failure.
-fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// The name of a built-in model, if it is one.

@@ -1,21 +1,18 @@
 //! `roclip-model`: brings weights in and out, and says what they hold. Flags become options; the
 //! work is in [`roclip::interop`].
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use roclip::Result;
 use roclip::backend::Backend;
-use roclip::config::{DeviceName, NetworkArgs, Work};
+use roclip::config::{ComputeArgs, FieldArgs, NetworkArgs, WeightsArgs, Work, refused, say};
 use roclip::data::loader::LoaderConfig;
-use roclip::data::sample::{Captions, Fields, Labels};
-use roclip::data::tools::printable;
 use roclip::interop::embed::{self, EmbedOptions, Embedded, What};
 use roclip::interop::export::{Export, complete};
 use roclip::interop::inspect::inspect;
-use roclip::interop::{Card, Model, Options};
-use roclip::{Error, Result};
+use roclip::interop::{Card, Model};
 
 /// Converts, inspects and runs CLIP models of open_clip, transformers, OpenAI and roclip.
 #[derive(Debug, Parser)]
@@ -38,24 +35,6 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Input {
-    /// Built-in model or JSON file in open_clip's form [default: the configuration beside the
-    /// weights, or what their shapes tell]
-    #[arg(long, value_name = "NAME|FILE")]
-    model: Option<String>,
-    /// The activation is OpenAI's QuickGELU, which leaves no trace in the weights
-    #[arg(long)]
-    quick_gelu: bool,
-}
-
-impl Input {
-    fn open(&self, path: &Path) -> Result<Model> {
-        let options = Options { model: self.model.clone(), quick_gelu: self.quick_gelu };
-        Model::open(path, &options)
-    }
-}
-
-#[derive(Debug, Args)]
 struct ConvertArgs {
     /// Weights: .safetensors, .pt or .bin, an OpenAI archive, a checkpoint of roclip-train, or a
     /// directory of open_clip or transformers
@@ -63,7 +42,7 @@ struct ConvertArgs {
     /// Directory to write
     to: PathBuf,
     #[command(flatten)]
-    input: Input,
+    weights: WeightsArgs,
     /// Type of the weights written: f32, or what they are
     #[arg(long, value_enum, default_value_t = Dtype::Keep)]
     dtype: Dtype,
@@ -83,7 +62,7 @@ struct InspectArgs {
     /// Weights, as for `convert`
     path: PathBuf,
     #[command(flatten)]
-    input: Input,
+    weights: WeightsArgs,
     /// Also give SHA-256 and sum of every tensor
     #[arg(long)]
     sums: bool,
@@ -97,7 +76,7 @@ struct EmbedArgs {
     /// Weights, as for `convert`
     path: PathBuf,
     #[command(flatten)]
-    input: Input,
+    weights: WeightsArgs,
     /// The pairs: .tar, .tar.gz or .tar.zst; brace ranges (`{000..099}`), globs, directories,
     /// several joined by `::`
     #[arg(long, value_name = "PATTERN", required_unless_present = "captions")]
@@ -124,27 +103,10 @@ struct EmbedArgs {
     /// Bring rows to length 1
     #[arg(long)]
     normalize: bool,
-    /// Pairs computed at a time
-    #[arg(long, default_value_t = 64, value_name = "PAIRS")]
-    batch_size: usize,
-    /// Threads that decode pictures
-    #[arg(long, default_value_t = 4, value_name = "THREADS")]
-    workers: usize,
-    /// Threads of the CPU engine [default: all cores]
-    #[arg(long, value_name = "THREADS")]
-    threads: Option<usize>,
-    /// Device that computes
-    #[arg(long, default_value_t = DeviceName::Cpu, value_name = "cpu|cuda|cuda:N")]
-    device: DeviceName,
-    /// Extensions that hold the picture, in order of preference
-    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
-    image_key: String,
-    /// Extensions that hold the caption
-    #[arg(long, default_value = "txt", value_name = "EXTS")]
-    text_key: String,
-    /// Take the caption from this field of the `json` member instead
-    #[arg(long, value_name = "FIELD")]
-    json_text_key: Option<String>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    fields: FieldArgs,
     #[command(flatten)]
     network: NetworkArgs,
     /// Replace files that are there
@@ -158,19 +120,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => run_inspect(args),
         Command::Embed(args) => run_embed(args),
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("roclip-model: {}", printable(&error.to_string()));
-        ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-    })
-}
-
-/// What was found, to whoever reads it; a reader that has seen enough, as `head`, is no failure.
-fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    outcome.unwrap_or_else(|error| refused("roclip-model", &error))
 }
 
 fn run_convert(args: &ConvertArgs) -> Result<ExitCode> {
-    let model = args.input.open(&args.from)?;
+    let model = Model::open(&args.from, &args.weights.options())?;
     model.check()?;
     let mut tensors = model.tensors;
     complete(&mut tensors, 0);
@@ -187,7 +141,7 @@ fn run_convert(args: &ConvertArgs) -> Result<ExitCode> {
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<ExitCode> {
-    let inspection = inspect(&args.input.open(&args.path)?, args.sums)?;
+    let inspection = inspect(&Model::open(&args.path, &args.weights.options())?, args.sums)?;
     if args.json {
         say(inspection.json());
     } else {
@@ -197,7 +151,8 @@ fn run_inspect(args: &InspectArgs) -> Result<ExitCode> {
 }
 
 fn run_embed(args: &EmbedArgs) -> Result<ExitCode> {
-    let done = args.device.run(args.threads, args)?;
+    args.compute.check()?;
+    let done = args.compute.run(args)?;
     for path in &done.files {
         say(path.display());
     }
@@ -214,7 +169,7 @@ impl Work for &EmbedArgs {
 }
 
 fn embed_on<D: Backend>(device: &D, args: &EmbedArgs) -> Result<Embedded> {
-    let model = args.input.open(&args.path)?;
+    let model = Model::open(&args.path, &args.weights.options())?;
     let what = match (args.images, args.texts) {
         (true, _) => What::Images,
         (_, true) => What::Texts,
@@ -226,21 +181,17 @@ fn embed_on<D: Backend>(device: &D, args: &EmbedArgs) -> Result<Embedded> {
         normalize: args.normalize,
         thumbnails: args.thumbnails,
         overwrite: args.force,
-        batch_size: args.batch_size,
+        batch_size: args.compute.batch_size,
     };
     let Some(shards) = &args.shards else {
         let captions = args.captions.as_deref().expect("clap requires one of the two");
         return embed::captions(device, &model, captions, &options);
     };
-    let captions = match &args.json_text_key {
-        Some(field) => Captions::JsonField(field.clone()),
-        None => Captions::Text(args.text_key.clone()),
-    };
     let loader = LoaderConfig {
         shards: shards.clone(),
         source: args.network.options()?,
-        workers: args.workers,
-        fields: Fields { image_key: args.image_key.clone(), captions, labels: Labels::None },
+        workers: args.compute.workers,
+        fields: args.fields.fields(),
         ..LoaderConfig::default()
     };
     embed::shards(device, &model, loader, &options)

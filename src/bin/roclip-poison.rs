@@ -9,10 +9,9 @@ use clap::Parser;
 use roclip::attack::manifest::Mode;
 use roclip::attack::poison::{PoisonOptions, PoisonReport, poison};
 use roclip::attack::spec::{AttackSpec, read_specs};
-use roclip::config::NetworkArgs;
-use roclip::data::sample::{Captions, Fields, Labels};
+use roclip::config::{FieldArgs, NetworkArgs, refused};
 use roclip::data::source::list_shards;
-use roclip::data::tools::{Progress, Report, printable};
+use roclip::data::tools::{Progress, Report};
 use roclip::{Error, Result};
 
 /// The work was done, and something was found.
@@ -54,15 +53,8 @@ struct Cli {
     /// Write pictures with triggers as JPEG of this quality, 1 to 100, instead of PNG
     #[arg(long, value_name = "QUALITY")]
     jpeg_quality: Option<u8>,
-    /// Extensions that hold the picture, in order of preference
-    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
-    image_key: String,
-    /// Extensions that hold the caption
-    #[arg(long, default_value = "txt", value_name = "EXTS")]
-    text_key: String,
-    /// Take the caption from this field of the `json` member instead
-    #[arg(long, value_name = "FIELD")]
-    json_text_key: Option<String>,
+    #[command(flatten)]
+    fields: FieldArgs,
     /// Most pairs in a shard [default: a shard for each that is read]
     #[arg(long, value_name = "PAIRS")]
     shard_size: Option<u64>,
@@ -95,10 +87,6 @@ impl Cli {
     }
 
     fn run(&self) -> Result<PoisonReport> {
-        let captions = match &self.json_text_key {
-            Some(field) => Captions::JsonField(field.clone()),
-            None => Captions::Text(self.text_key.clone()),
-        };
         let sources = self.network.options()?;
         let shards = list_shards(&self.shards, &sources)?;
         let options = PoisonOptions {
@@ -108,7 +96,7 @@ impl Cli {
             seed: self.seed,
             mode: self.mode,
             jpeg_quality: self.jpeg_quality,
-            fields: Fields { image_key: self.image_key.clone(), captions, labels: Labels::None },
+            fields: self.fields.fields(),
             sources,
             shard_size: self.shard_size,
             zstd: self.zstd,
@@ -127,9 +115,6 @@ fn main() -> ExitCode {
             let _ = write!(std::io::stdout(), "{report}");
             if report.found_something() { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
         }
-        Err(error) => {
-            eprintln!("roclip-poison: {}", printable(&error.to_string()));
-            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-        }
+        Err(error) => refused("roclip-poison", &error),
     }
 }

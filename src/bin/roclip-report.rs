@@ -1,15 +1,14 @@
 //! `roclip-report`: one offline HTML file about a run. Flags become options; the work is in
 //! [`roclip::report`].
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use roclip::config::NetworkArgs;
-use roclip::data::tools::printable;
+use roclip::Result;
+use roclip::config::{NetworkArgs, refused, say};
+use roclip::error::printable;
 use roclip::report::{Finding, ReportOptions, report};
-use roclip::{Error, Result};
 
 /// The work was done, and something was found.
 const FOUND: u8 = 3;
@@ -59,10 +58,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(Finding::Signs | Finding::Poisoned) => ExitCode::from(FOUND),
         Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("roclip-report: {}", printable(&error.to_string()));
-            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-        }
+        Err(error) => refused("roclip-report", &error),
     }
 }
 
@@ -81,7 +77,6 @@ fn run(args: Cli) -> Result<Finding> {
     made.write(&output)?;
     let told = [&made.sentence, &made.defence].into_iter().chain(&made.notes);
     let text: String = told.map(|line| printable(line) + "\n").collect();
-    // A reader that has seen enough, as `head`, is no failure.
-    let _ = writeln!(std::io::stdout(), "{text}{}", output.display());
+    say(format!("{text}{}", output.display()));
     Ok(made.finding)
 }

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use roclip::config::NetworkArgs;
+use roclip::config::{FieldArgs, NetworkArgs, refused};
 use roclip::data::decode::DecodeLimits;
 use roclip::data::ledger::Ledger;
-use roclip::data::sample::{Captions, Fields, Labels};
 use roclip::data::shard::ShardLimits;
 use roclip::data::source::{Shard, list_shards};
 use roclip::data::tools::filter::{FilterOptions, Scores, filter};
@@ -17,7 +16,7 @@ use roclip::data::tools::index::{IndexOptions, index};
 use roclip::data::tools::inspect::{InspectOptions, inspect};
 use roclip::data::tools::pack::{PackOptions, pack};
 use roclip::data::tools::verify::{VerifyOptions, verify};
-use roclip::data::tools::{Progress, Report, printable};
+use roclip::data::tools::{Progress, Report};
 use roclip::data::writer::WriterOptions;
 use roclip::{Error, Result};
 
@@ -189,28 +188,13 @@ struct Input {
     /// The shards: .tar, .tar.gz or .tar.zst; brace ranges (`{000..099}`), globs, directories,
     /// several joined by `::`
     shards: String,
-    /// Extensions that hold the picture, in order of preference
-    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
-    image_key: String,
-    /// Extensions that hold the caption
-    #[arg(long, default_value = "txt", value_name = "EXTS")]
-    text_key: String,
-    /// Take the caption from this field of the `json` member instead
-    #[arg(long, value_name = "FIELD")]
-    json_text_key: Option<String>,
+    #[command(flatten)]
+    fields: FieldArgs,
     #[command(flatten)]
     network: NetworkArgs,
 }
 
 impl Input {
-    fn fields(&self) -> Fields {
-        let captions = match &self.json_text_key {
-            Some(field) => Captions::JsonField(field.clone()),
-            None => Captions::Text(self.text_key.clone()),
-        };
-        Fields { image_key: self.image_key.clone(), captions, labels: Labels::None }
-    }
-
     fn shards(&self) -> Result<Vec<Shard>> {
         list_shards(&self.shards, &self.network.options()?)
     }
@@ -232,10 +216,7 @@ fn main() -> ExitCode {
             let _ = write!(std::io::stdout(), "{report}");
             if report.found_something() { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
         }
-        Err(error) => {
-            eprintln!("roclip-shards: {}", printable(&error.to_string()));
-            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
-        }
+        Err(error) => refused("roclip-shards", &error),
     }
 }
 
@@ -263,14 +244,14 @@ fn run_pack(args: &PackArgs, progress: &Progress) -> Done {
 }
 
 fn run_index(args: &IndexArgs, progress: &Progress) -> Done {
-    let fields = args.input.fields();
+    let fields = args.input.fields.fields();
     let options = IndexOptions { fields, check_only: args.check_only, ..Default::default() };
     Ok(Box::new(index(&args.input.shards()?, &options, progress)?))
 }
 
 fn run_inspect(args: &InspectArgs, progress: &Progress) -> Done {
     let options = InspectOptions {
-        fields: args.input.fields(),
+        fields: args.input.fields.fields(),
         sheet: args.sheet.as_ref().map(|_| [args.rows, args.cols]),
         seed: args.seed,
         ..Default::default()
@@ -283,7 +264,8 @@ fn run_inspect(args: &InspectArgs, progress: &Progress) -> Done {
 fn run_verify(args: &VerifyArgs, progress: &Progress) -> Done {
     let shards = args.input.shards()?;
     let decode = DecodeLimits { max_pixels: args.max_image_pixels, ..Default::default() };
-    let options = VerifyOptions { fields: args.input.fields(), decode, ..Default::default() };
+    let options =
+        VerifyOptions { fields: args.input.fields.fields(), decode, ..Default::default() };
     let mut ledger = args.ledger.as_ref().map(|path| Ledger::open(path, 0, |_| 0)).transpose()?;
     Ok(Box::new(verify(&shards, &options, ledger.as_mut(), progress)?))
 }

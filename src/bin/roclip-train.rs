@@ -9,7 +9,7 @@ use roclip::data::loader::{Loader, LoaderConfig, Sampling};
 use roclip::data::transform::TransformConfig;
 use roclip::distributed::{Group, GroupOptions, Launch, Verdict};
 use roclip::encode::{self, ClipConfig, Embedder, EmbedderRoom, Keep};
-use roclip::error::{Error, Result, quoted, redact};
+use roclip::error::{Error, Result, printable, quoted, redact};
 use roclip::eval::attack::Attacks;
 use roclip::eval::{Templates, ZeroShot};
 use roclip::flow::State;
@@ -37,18 +37,7 @@ const COUNTED_AT_ONCE: usize = 64;
 
 fn main() -> ExitCode {
     let done = Launch::from_env().and_then(|launch| start(&launch));
-    done.unwrap_or_else(|error| refused(&error))
-}
-
-fn refused(error: &Error) -> ExitCode {
-    if !matches!(error, Error::Told) {
-        eprintln!("roclip-train: {error}");
-    }
-    ExitCode::from(match error {
-        Error::Option { .. } => 2,
-        Error::NonFinite(_) => 3,
-        _ => 1,
-    })
+    done.unwrap_or_else(|error| config::refused("roclip-train", &error))
 }
 
 fn start(launch: &Launch) -> Result<ExitCode> {
@@ -81,7 +70,7 @@ fn start(launch: &Launch) -> Result<ExitCode> {
 /// Another rank is gone; this one may be waiting for it for ever.
 fn end_with(verdict: Verdict) {
     if verdict.speaks {
-        eprintln!("roclip-train: {}; all ranks end", verdict.message);
+        eprintln!("roclip-train: {}; all ranks end", printable(&verdict.message));
     }
     std::process::exit(STOPPED.into());
 }

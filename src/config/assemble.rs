@@ -181,10 +181,6 @@ fn sampling(data: &DataArgs) -> Sampling {
 
 fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderConfig> {
     let (data, objective) = (&args.data, args.objective.objective());
-    let captions = match &data.json_text_key {
-        Some(field) => Captions::JsonField(field.clone()),
-        None => Captions::Text(data.text_key.clone()),
-    };
     let official = objective == Objective::Official;
     let truncation = if official { Truncation::DropEnd } else { Truncation::KeepEnd };
     let augmentation = match (args.augment.text_aug, official) {
@@ -202,7 +198,7 @@ fn loader(args: &Args, model: &ClipConfig, eda: Option<Eda>) -> Result<LoaderCon
         source: data.network.options()?,
         exclude: data.exclude.as_deref().map(Exclusions::read).transpose()?.map(Arc::new),
         shuffle: data.shuffle,
-        fields: Fields { image_key: data.image_key.clone(), captions, labels: Labels::None },
+        fields: data.fields.fields(),
         decode_limits: DecodeLimits { max_pixels: data.max_image_pixels, ..Default::default() },
         transform: transform(args, model.vision_cfg.image_size())?,
         mode: if objective.first_view_is_plain() { Mode::Eval } else { Mode::Train },

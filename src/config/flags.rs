@@ -1,8 +1,7 @@
 //! The flags themselves: names, defaults, units.
 
 use super::device::DeviceName;
-use crate::data::source::{CacheOptions, SourceOptions};
-use crate::error::{Error, Result};
+use super::shared::{FieldArgs, NetworkArgs};
 use crate::flow::Locks;
 use crate::matching::PoolSize;
 use crate::objective::CyclicWeights;
@@ -10,7 +9,6 @@ use crate::optim::ScheduleKind;
 use crate::train::objective::{Objective, SafeClip};
 use clap::{Args as ClapArgs, Parser, ValueEnum};
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Trains CLIP on image-caption pairs nobody vouches for, matching images to a pool of captions so
 /// that planted pairs are not learned (RoCLIP).
@@ -40,48 +38,6 @@ pub struct Args {
     pub run: RunArgs,
 }
 
-/// Refuses 0.
-pub(super) fn at_least_one(flag: &str, n: u64) -> Result<()> {
-    let refuse = || Error::Option {
-        flag: flag.to_owned(),
-        got: n.to_string(),
-        expected: "at least 1".to_owned(),
-    };
-    if n >= 1 { Ok(()) } else { Err(refuse()) }
-}
-
-/// How shards come over a network, for every program that reads them.
-#[derive(Clone, Debug, ClapArgs)]
-pub struct NetworkArgs {
-    /// Keep shards read over the network in this directory
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// Most that it may hold, in GiB; what was used least recently goes first
-    #[arg(long, default_value_t = 100, value_name = "GIB", requires = "cache_dir")]
-    pub cache_size: u64,
-    /// Seconds without a byte after which a read over the network is tried again
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub idle_timeout: u64,
-}
-
-impl NetworkArgs {
-    /// What these flags ask for.
-    ///
-    /// # Errors
-    /// A value is out of range.
-    pub fn options(&self) -> Result<SourceOptions> {
-        at_least_one("--cache-size", self.cache_size)?;
-        at_least_one("--idle-timeout", self.idle_timeout)?;
-        let max_bytes = self.cache_size.saturating_mul(1 << 30);
-        let options = SourceOptions {
-            idle_timeout: Duration::from_secs(self.idle_timeout),
-            cache: self.cache_dir.clone().map(|dir| CacheOptions { dir, max_bytes }),
-            ..SourceOptions::default()
-        };
-        options.validate().map(|()| options)
-    }
-}
-
 /// Flags under "Data".
 #[derive(Clone, Debug, ClapArgs)]
 #[command(next_help_heading = "Data")]
@@ -105,15 +61,9 @@ pub struct DataArgs {
     /// second twice as often [default: all alike]
     #[arg(long, value_name = "W::W", requires = "dataset_resampled", value_parser = factors)]
     pub train_data_upsampling_factors: Option<Factors>,
-    /// Extensions that hold the picture, in order of preference
-    #[arg(long, default_value = "jpg;jpeg;png;webp", value_name = "EXTS")]
-    pub image_key: String,
-    /// Extensions that hold the caption
-    #[arg(long, default_value = "txt", value_name = "EXTS")]
-    pub text_key: String,
-    /// Take the caption from this field of the `json` member instead
-    #[arg(long, value_name = "FIELD")]
-    pub json_text_key: Option<String>,
+    /// Which members of a sample are read.
+    #[command(flatten)]
+    pub fields: FieldArgs,
     /// Leave out the pairs on this list: keys, one a line, or JSON lines with `key` and perhaps
     /// `shard`, as in skips.jsonl
     #[arg(long, value_name = "FILE")]

@@ -8,14 +8,16 @@ mod device;
 mod ranks;
 mod flags;
 mod of_run;
+mod shared;
 
 pub use assemble::{Assembled, assemble, schedule};
 pub use device::{DeviceName, Work, cores};
-pub use flags::{Args, NetworkArgs};
+pub use flags::Args;
 pub use of_run::loader_of_run;
 pub use ranks::{RankedWork, run_ranks};
+pub use shared::{ComputeArgs, FieldArgs, NetworkArgs, WeightsArgs, refused, say};
 
-use flags::at_least_one;
+use shared::at_least_one;
 
 use crate::encode::ClipConfig;
 use crate::error::{Error, Result, redact};

@@ -9,7 +9,7 @@
 //!
 //! Everything that comes from data is hostile. The templates escape every text (a value of another
 //! type than `Markup` cannot reach the page unescaped);
-//! [`printable`](crate::data::tools::printable) spells out what hides or turns text; pictures are
+//! [`printable`](crate::error::printable) spells out what hides or turns text; pictures are
 //! decoded by our own decoder and written anew; and the page forbids itself to fetch or run
 //! anything (Content-Security-Policy, no script).
 //!

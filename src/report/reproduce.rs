@@ -4,7 +4,7 @@ use super::run::Run;
 use super::text::{count, shown};
 use crate::data::index::Checksum;
 use crate::data::source::{Shard, fingerprint};
-use crate::error::redact;
+use crate::error::{printable_lines, redact};
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 
@@ -101,8 +101,7 @@ pub(super) fn section(run: &Run, shards: &[Shard]) -> Markup {
 
 /// The file with each line as it may be shown; lines stay lines.
 fn toml_shown(settings: &BTreeMap<String, String>) -> String {
-    let text = config(settings);
-    text.lines().map(|line| crate::data::tools::printable(line) + "\n").collect()
+    printable_lines(&config(settings))
 }
 
 #[cfg(test)]

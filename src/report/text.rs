@@ -1,7 +1,7 @@
 //! Numbers and hostile texts as a page shows them. Markup is escaped by the templates; here a text
 //! loses what would deceive a reader: control characters, changes of direction, endless length.
 
-use crate::data::tools::printable;
+use crate::error::printable;
 
 /// Most characters of a caption, a key or a name that are shown.
 pub(super) const SHOWN: usize = 240;

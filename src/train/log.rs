@@ -1,8 +1,7 @@
 //! What a run tells: open_clip's lines on the terminal and in `out.log`, one JSON object per step
-//! in
-//! `metrics.jsonl`.
+//! in `metrics.jsonl`.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable_lines};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -57,7 +56,7 @@ impl Log {
     fn line(&mut self, level: &str, message: &dyn Display) {
         let Some(Files { path, out, .. }) = &mut self.files else { return };
         let time = jiff::Zoned::now().strftime("%Y-%m-%d,%H:%M:%S");
-        let line = format!("{time} | {level} | {message}");
+        let line = format!("{time} | {level} | {}", printable_lines(&message.to_string()));
         self.bar.suspend(|| println!("{line}"));
         if let Err(error) = writeln!(out, "{line}") {
             self.bar.suspend(|| eprintln!("cannot write {}: {error}", path.display()));

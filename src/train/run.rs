@@ -15,7 +15,7 @@ use crate::checkpoint::{Folder, file};
 use crate::data::ledger::Entry;
 use crate::data::loader::{Epoch, Loader, Position, Stats};
 use crate::distributed::Group;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::flow::{Batch, State};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -372,7 +372,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
     /// Names the pairs of a refused step, and gives up after too many in a row.
     fn tell_refusal(&mut self, refusal: &Refusal) -> Result<()> {
         self.nonfinite += 1;
-        let mut names = self.all_suspects(refusal)?;
+        let names = self.all_suspects(refusal)?;
         if !self.group.is_first() {
             return Ok(());
         }
@@ -382,7 +382,7 @@ impl<'a, D: Backend, C: Communicator<D>> Run<'a, D, C> {
                      "what": refusal.what, "samples": names }),
         )?;
         let (what, limit, count) = (refusal.what, self.options.max_nonfinite, names.len());
-        names.truncate(3);
+        let names: Vec<_> = names.iter().take(3).map(|name| printable(name)).collect();
         let message = format!(
             "the {what} of a step is not finite; nothing was changed ({} of {limit} in a row). \
              {count} of its {} pairs are listed in nonfinite.jsonl: {}, …",

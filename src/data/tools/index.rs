@@ -10,8 +10,8 @@ use super::super::index::{Header, ShardIndex, local_path, path_beside, write_siz
 use super::super::sample::Fields;
 use super::super::shard::ShardLimits;
 use super::super::source::Shard;
-use super::{Progress, Report, printable, size_of, total_size};
-use crate::error::Result;
+use super::{Progress, Report, size_of, total_size};
+use crate::error::{Result, printable};
 
 /// What is indexed, and how.
 #[derive(Clone, Debug, Default)]

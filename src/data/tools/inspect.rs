@@ -15,8 +15,8 @@ use super::super::sample::{Contents, Fields, Found, Pair, SampleReader};
 use super::super::shard::{ShardLimits, ShardReader};
 use super::super::source::Shard;
 use super::super::text::tokenizer::{CONTEXT_LENGTH, Tokenizer};
-use super::{Progress, Report, list_counts, printable, size_of, total_size};
-use crate::error::{Error, Result};
+use super::{Progress, Report, list_counts, size_of, total_size};
+use crate::error::{Error, Result, printable};
 use crate::rng::{Domain, Rng};
 
 /// Side of a thumbnail and the gap around it, in pixels.

@@ -105,39 +105,7 @@ fn total_size(shards: &[Shard]) -> u64 {
     shards.iter().map(size_of).sum()
 }
 
-/// A text from a shard for a terminal: what could move the cursor, change colours or turn the
-/// direction of writing is spelled out.
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        let is_format = matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}')
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-            || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..);
-        if c.is_control() || is_format {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}
-
 /// `  broken-image 2` and so on, one line for each.
 pub(crate) fn list_counts<K: Display>(counts: impl IntoIterator<Item = (K, u64)>) -> String {
     counts.into_iter().map(|(name, count)| format!("  {name} {count}\n")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_reaches_the_terminal_but_text() {
-        let hostile = "a\u{1b}[31mred\r\n\t\u{7}\u{9b}2J\u{202e}gpj\u{2066}\u{200b}\u{e0041}é 猫";
-        let shown = printable(hostile);
-        assert_eq!(
-            shown,
-            "a\\u{1b}[31mred\\r\\n\\t\\u{7}\\u{9b}2J\\u{202e}gpj\\u{2066}\\u{200b}\\u{e0041}é 猫"
-        );
-    }
 }
