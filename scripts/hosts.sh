@@ -1,6 +1,7 @@
 # To be sourced: two hosts with addresses of their own on one machine, as network namespaces with a
 # wire between them. Needs root, iproute2 and Open MPI. Gives `hosts_up [RATE]` (of the wire, as tc
-# writes it), `hosts_down` and `on_hosts COMMAND...`, which starts a rank on each.
+# writes it), `hosts_down` and `on_hosts COMMAND...`, which starts a rank on each. mpirun itself takes
+# 7 s to miss the other host: ranks whose --dist-timeout is less say so before it ends them.
 
 hosts_work=$(mktemp -d)
 hosts_down() { ip netns del roclip1 2>/dev/null || true; ip netns del roclip2 2>/dev/null || true; }
@@ -33,7 +34,7 @@ on_hosts() {
     "$hosts_work/agent" 10.77.0.1 exec mpirun --allow-run-as-root --host 10.77.0.1,10.77.0.2 \
         --mca plm_rsh_agent "$hosts_work/agent" --mca btl tcp,self --mca pml ob1 \
         --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
-        --mca oob_tcp_keepalive_time 2 --mca oob_tcp_keepalive_intvl 1 \
+        --mca oob_tcp_keepalive_time 5 --mca oob_tcp_keepalive_intvl 1 \
         --mca oob_tcp_keepalive_probes 2 --mca hwloc_base_binding_policy none \
         -x MASTER_ADDR=10.77.0.1 "$@"
 }
