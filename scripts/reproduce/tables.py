@@ -119,6 +119,7 @@ ACCUSERS = [
     ("CLIP", "clip", "mixed"),
     ("RoCLIP, without augmentation", "roclip-plain", "mixed"),
     ("SafeCLIP", "safeclip", "mixed"),
+    ("CyCLIP", "cyclip", "mixed"),
     ("CLIP, augmented, after quarantine", "quarantine", "mixed"),
     ("CLIP, augmented, clean data", "clip-aug", "clean"),
 ]
@@ -147,23 +148,31 @@ def detection_table(runs):
 
 
 def rates_table(runs):
-    """Success of one attack alone against its rate."""
+    """One attack alone at several rates: its success, and who RoCLIP accuses."""
     rows = []
     by_rate = lambda data: float(data.partition("-")[2])
-    for attack, metric in [("targeted", "psr-targeted"), ("badnets", "asr-badnets")]:
+    for attack in ["targeted", "badnets"]:
         for data in sorted({r.data for r in runs if r.data.startswith(attack + "-")}, key=by_rate):
+            of = {r.method: r for r in runs if r.data == data}
             cells = []
-            for method in ["clip", "clip-aug", "roclip", "quarantine"]:
-                chosen = [r for r in runs if (r.method, r.data) == (method, data)]
-                told = (
-                    targeted(chosen)
-                    if attack == "targeted"
-                    else percent([r.success(metric) for r in chosen])
-                )
-                cells.append(told if chosen else "–")
-            rows.append([f"{attack}, {by_rate(data):g} %", *cells])
-    head = ["attack", "CLIP", "CLIP, augmented", "RoCLIP as published", "without RoCLIP's suspects"]
-    return table(head, rows)
+            for method in ["clip", "roclip", "quarantine"]:
+                if method not in of:
+                    cells.append("–")
+                elif attack == "targeted":
+                    cells.append(targeted([of[method]]))
+                else:
+                    names = [f"asr-{attack}", f"asr_without_trigger-{attack}"]
+                    cells.append(" / ".join(percent([of[method].success(n)]) for n in names))
+            accused = "–"
+            if "roclip" in of:
+                found = of["roclip"].detection
+                planted = found["planted"][attack]
+                clean = found["pairs"] - planted
+                suspects = found["suspects"]
+                accused = f"{suspects[attack]} of {planted}; {suspects['clean']} of {clean} clean"
+            rows.append([f"{attack}, {by_rate(data):g} %", *cells[:2], accused, cells[2]])
+    head = ["attack", "CLIP", "RoCLIP as published", "RoCLIP accuses"]
+    return table([*head, "CLIP, augmented, without these"], rows)
 
 
 def curves(runs, path):
