@@ -68,6 +68,13 @@ def targeted(runs):
     return f"{hits} of {of} ({low:.0f}–{high:.0f} %)"
 
 
+def backdoor(runs, attack):
+    """Success with the trigger, and what the same pictures are read as without it."""
+    names = [f"asr-{attack}", f"asr_without_trigger-{attack}"]
+    told = [percent([run.success(name) for run in runs]) for name in names]
+    return told[0] if told[0] == "–" else " / ".join(told)
+
+
 def table(head, rows):
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -83,9 +90,7 @@ def methods_table(runs, methods, data):
         cells = [percent(column) for column in zip(*(run.accuracy() for run in chosen))]
         cells.append(targeted(chosen))
         for attack in ATTACKS[1:]:
-            with_trigger = percent([run.success(f"asr-{attack}") for run in chosen])
-            without = percent([run.success(f"asr_without_trigger-{attack}") for run in chosen])
-            cells.append(with_trigger if with_trigger == "–" else f"{with_trigger} / {without}")
+            cells.append(backdoor(chosen, attack))
         rows.append([label, str(len(chosen)), *cells])
     head = ["", "seeds", "zero-shot", "probe CIFAR-10", "probe Fashion-MNIST", "targeted"]
     return table([*head, "BadNets", "blended", "WaNet"], rows)
@@ -161,8 +166,7 @@ def rates_table(runs):
                 elif attack == "targeted":
                     cells.append(targeted([of[method]]))
                 else:
-                    names = [f"asr-{attack}", f"asr_without_trigger-{attack}"]
-                    cells.append(" / ".join(percent([of[method].success(n)]) for n in names))
+                    cells.append(backdoor([of[method]], attack))
             accused = "–"
             if "roclip" in of:
                 found = of["roclip"].detection
