@@ -1,9 +1,9 @@
 //! What a finished run was trained on.
 
+use super::shared::FieldArgs;
 use crate::data::decode::DecodeLimits;
 use crate::data::exclude::Exclusions;
 use crate::data::loader::LoaderConfig;
-use crate::data::sample::{Captions, Fields, Labels};
 use crate::error::{Error, Result};
 use crate::interop::card::Training;
 use std::path::Path;
@@ -25,12 +25,12 @@ pub fn loader_of_run(run: &Path, shards: Option<&str>) -> Result<LoaderConfig> {
         got: format!("{}, whose params.txt does not tell the shards", run.display()),
         expected: "the folder of a run of roclip-train, or --shards".into(),
     })?;
-    let captions = match setting("json_text_key") {
-        Some(field) => Captions::JsonField(field.into()),
-        None => Captions::Text(setting("text_key").unwrap_or("txt").into()),
-    };
     let base = LoaderConfig::default();
-    let image_key = setting("image_key").map_or(base.fields.image_key.clone(), str::to_owned);
+    let fields = FieldArgs {
+        image_key: setting("image_key").unwrap_or(&base.fields.image_key).into(),
+        text_key: setting("text_key").unwrap_or("txt").into(),
+        json_text_key: setting("json_text_key").map(str::to_owned),
+    };
     let max_pixels = setting("max_image_pixels").map(str::parse).transpose();
     let max_pixels = max_pixels.map_err(|e| Error::Option {
         flag: "max_image_pixels in params.txt".into(),
@@ -41,7 +41,7 @@ pub fn loader_of_run(run: &Path, shards: Option<&str>) -> Result<LoaderConfig> {
     let exclude = setting("exclude").map(|list| Exclusions::read(Path::new(list))).transpose()?;
     Ok(LoaderConfig {
         shards: shards.into(),
-        fields: Fields { image_key, captions, labels: Labels::None },
+        fields: fields.fields(),
         decode_limits: match max_pixels {
             Some(max_pixels) => DecodeLimits { max_pixels, ..limits },
             None => limits,
